@@ -3,6 +3,7 @@
 //! and pass the one suite of tests. Start reading at [`Store`].
 
 use std::ops::Bound;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -66,7 +67,7 @@ pub enum Op {
     Get { range: KeyRange, limit: usize },
 }
 
-/// If all of `compares` hold, `success` runs, else `failure`.
+/// If all of `compares` hold, `success` runs, else `failure`. No branch may put one key twice, or put and delete it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Txn {
     pub compares: Vec<Compare>,
@@ -86,16 +87,16 @@ pub struct TxnResult {
 /// The answer of one operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OpResult {
-    Put { previous: Option<KeyValue> },
-    Delete { deleted: Vec<KeyValue> },
-    Get { items: Vec<KeyValue>, more: bool, count: u64 },
+    Put { previous: Option<Arc<KeyValue>> },
+    Delete { deleted: Vec<Arc<KeyValue>> },
+    Get { items: Vec<Arc<KeyValue>>, more: bool, count: u64 },
 }
 
 /// The answer of a range read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RangeResult {
     /// Ascending by key.
-    pub items: Vec<KeyValue>,
+    pub items: Vec<Arc<KeyValue>>,
     /// Keys remain in the range beyond `limit`.
     pub more: bool,
     /// Keys in the whole range, whatever the limit.
@@ -108,14 +109,14 @@ pub struct RangeResult {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     Put {
-        current: KeyValue,
-        previous: Option<KeyValue>,
+        current: Arc<KeyValue>,
+        previous: Option<Arc<KeyValue>>,
     },
     /// `revision` is that of the delete.
     Delete {
         key: Bytes,
         revision: Revision,
-        previous: Option<KeyValue>,
+        previous: Option<Arc<KeyValue>>,
     },
 }
 
@@ -130,7 +131,8 @@ pub struct WatchBatch {
 /// A running watch. Dropping it ends the watch.
 #[async_trait]
 pub trait Watch: Send {
-    /// The next batch. `Err(Compacted)` and `Err(Lagged)` end the watch: list again.
+    /// The next batch. `Err(Compacted)` and `Err(Lagged)` end the watch: list again. Cancel safe: a dropped call
+    /// loses nothing.
     async fn next(&mut self) -> Result<WatchBatch, StoreError>;
 }
 
@@ -150,6 +152,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Delivers every change of `range` from `start` on, `start` included; 0 is from now on.
     async fn watch(&self, range: KeyRange, start: Revision) -> Result<Box<dyn Watch>, StoreError>;
+
+    /// Asks every running watch for a batch (empty, if there is nothing to tell) at or after the revision that is
+    /// newest now. Quiet watches advance by this only.
+    async fn request_progress(&self) -> Result<(), StoreError>;
 
     /// The newest revision, read linearizably (embedded: the last published one).
     async fn revision(&self) -> Result<Revision, StoreError>;
@@ -186,6 +192,8 @@ pub enum StoreError {
     /// The write may or may not have happened.
     #[error("the store did not answer in time")]
     Timeout,
+    #[error("invalid transaction: {0}")]
+    InvalidTxn(&'static str),
     #[error("no space left for cluster state")]
     NoSpace,
     #[error("the store is not available")]
