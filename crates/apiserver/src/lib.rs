@@ -1,1 +1,12 @@
+//! The Kubernetes API server: one pipeline for every kind, from bytes to the store and back.
+//!
+//! It is the only crate (with `etcd`) that sees the store; everything else reaches cluster state through the
+//! service it builds. It must never special-case a kind outside `registry::kinds`. Start reading at
+//! [`attributes`], then [`authn`], [`authz`] and [`admission`].
 
+pub mod admission;
+pub mod attributes;
+pub mod authn;
+pub mod authz;
+pub mod objects;
+pub mod status;
