@@ -77,7 +77,8 @@ pub enum AnyKind {
     Json,
     /// Custom resources with `x-kubernetes-preserve-unknown-fields`; never in protobuf.
     Unknown,
-    /// apiextensions `JSONSchemaPropsOrBool`: `{1: allows, 2: schema}`; JSON is a bool or an object.
+    /// apiextensions `JSONSchemaPropsOrBool`: `{1: allows, 2: schema}`; JSON is a bool or an object. This and
+    /// the next two occur in `JSONSchemaProps` only: `schema` is the object they stand in.
     SchemaOrBool,
     /// apiextensions `JSONSchemaPropsOrArray`: `{1: schema, 2: repeated schema}`; JSON is an object or a list.
     SchemaOrArray,
@@ -92,6 +93,8 @@ pub struct ObjectShape {
     pub name: Text,
     /// In the order Go's encoder writes them; embedded structs are flattened.
     pub fields: Slice<Field>,
+    /// Indices into `fields` in the order of the protobuf encoding, when that differs from `fields`.
+    pub wire_order: Slice<u16>,
     /// Server-side apply owns it as a whole.
     pub atomic: bool,
     /// Custom resources: fields not named here are kept.
@@ -113,6 +116,9 @@ pub struct Field {
     pub required: bool,
     /// Protobuf field number; 0 when protobuf does not carry it.
     pub number: u32,
+    /// Field numbers of the protobuf messages around `number`, outermost first: a struct that JSON flattens
+    /// (`VolumeSource` in `Volume`) is a message of its own in protobuf.
+    pub via: Slice<u32>,
     /// JSON text of the default that the type itself declares.
     pub default: Option<Text>,
     /// Strategic merge patch directives.
@@ -153,6 +159,8 @@ pub struct MapShape {
 pub struct ListShape {
     pub item: Ptr<Schema>,
     pub kind: ListKind,
+    /// Protobuf wraps the list in a message `{1: items}` (`ExtraValue`).
+    pub wrapped: bool,
 }
 
 /// How server-side apply and validation treat a list.
@@ -334,8 +342,45 @@ impl Schema {
 }
 
 impl ObjectShape {
+    /// An unnamed object with these fields and nothing special about it.
+    pub fn of(fields: Slice<Field>) -> Self {
+        Self {
+            name: Text::EMPTY,
+            fields,
+            wire_order: Slice::EMPTY,
+            atomic: false,
+            preserve_unknown: false,
+            embedded_resource: false,
+            additional: None,
+        }
+    }
+
     pub fn field(&self, name: &str) -> Option<&Field> {
         self.fields.iter().find(|field| &*field.name == name)
+    }
+}
+
+impl Field {
+    /// An optional field that protobuf does not carry, as custom resources have.
+    pub fn optional(name: Text, schema: Ptr<Schema>) -> Self {
+        Self {
+            name,
+            schema,
+            omit: Omit::Empty,
+            pointer: true,
+            required: false,
+            number: 0,
+            via: Slice::EMPTY,
+            default: None,
+            patch: PatchStrategy::NONE,
+            patch_merge_key: Text::EMPTY,
+        }
+    }
+}
+
+impl ListShape {
+    pub fn of(item: Ptr<Schema>, kind: ListKind) -> Self {
+        Self { item, kind, wrapped: false }
     }
 }
 
