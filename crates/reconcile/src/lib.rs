@@ -7,8 +7,10 @@
 pub mod backoff;
 pub mod clock;
 pub mod controller;
+pub mod events;
 pub mod expectations;
 pub mod informer;
+pub mod leader;
 pub mod object;
 pub mod queue;
 mod reflector;
