@@ -2,6 +2,17 @@
 
 use schema::types::{Ptr, Schema, Slice, Text};
 
+/// An API group: its place in discovery and the order of its versions.
+#[derive(Debug)]
+pub struct GroupSpec {
+    /// Empty for the core group.
+    pub name: &'static str,
+    /// `groupPriorityMinimum` of its APIServices.
+    pub priority: i32,
+    /// The preferred one first, with the `versionPriority` of its APIService.
+    pub versions: &'static [(&'static str, i32)],
+}
+
 /// A resource in every version it is served in.
 #[derive(Debug, Clone)]
 pub struct KindSpec {
