@@ -2,6 +2,9 @@
 //! transactions, ordered ranges, watches from a revision, leases and compaction. Backends implement [`Store`]
 //! and pass the one suite of tests. Start reading at [`Store`].
 
+#[cfg(feature = "suite")]
+pub mod suite;
+
 use std::ops::Bound;
 use std::sync::Arc;
 
