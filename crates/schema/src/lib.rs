@@ -2,4 +2,7 @@
 //! pruning, patches, server-side apply, protobuf and tables. Built-in kinds bring committed tables, custom
 //! resources build the same structure at run time. No I/O. Start reading at [`types`].
 
+pub mod canonical;
+pub mod decode;
+pub mod defaulting;
 pub mod types;

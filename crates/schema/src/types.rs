@@ -89,7 +89,8 @@ pub enum AnyKind {
 /// A structured object.
 #[derive(Debug, Clone)]
 pub struct ObjectShape {
-    /// OpenAPI definition name, `io.k8s.api.core.v1.PodSpec`; empty for nested custom-resource objects.
+    /// OpenAPI definition name, `io.k8s.api.core.v1.PodSpec`; empty for custom resources and all their own objects.
+    /// What is empty here is decoded, defaulted and written by the rules for custom resources.
     pub name: Text,
     /// In the order Go's encoder writes them; embedded structs are flattened.
     pub fields: Slice<Field>,
@@ -325,6 +326,11 @@ impl Schema {
     /// A schema with nothing but a shape.
     pub const fn of(shape: Shape) -> Self {
         Self { shape, enum_values: Slice::EMPTY, nullable: false, validation: None }
+    }
+
+    /// True for custom resources and what they are made of: objects without a name.
+    pub fn is_custom(&self) -> bool {
+        self.object().is_some_and(|object| object.name.is_empty())
     }
 
     /// The object shape, if this is an object.
