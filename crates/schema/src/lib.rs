@@ -5,4 +5,5 @@
 pub mod canonical;
 pub mod decode;
 pub mod defaulting;
+pub mod protobuf;
 pub mod types;

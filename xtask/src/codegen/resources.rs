@@ -100,13 +100,10 @@ fn resource(
         }
         None => 0,
     };
-    let stored_as = match row.stored_as.as_deref() {
-        None => None,
-        Some(other) => Some(match other.split_once('/') {
-            Some((group, resource)) => (group.to_owned(), resource.to_owned()),
-            None => (String::new(), other.to_owned()),
-        }),
-    };
+    let stored_as = row.stored_as.as_deref().map(|other| match other.split_once('/') {
+        Some((group, resource)) => (group.to_owned(), resource.to_owned()),
+        None => (String::new(), other.to_owned()),
+    });
     Ok(Resource {
         group: group.to_owned(),
         name: name.to_owned(),
