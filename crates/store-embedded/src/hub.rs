@@ -13,7 +13,7 @@ use store::{Event, KeyRange, RangeResult, Revision, StoreError, Watch, WatchBatc
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::state::{Commit, State, size};
+use crate::state::{Commit, EMPTY_REVISION, State, size};
 
 /// Commits that may wait in one watcher's inbox.
 const INBOX_COMMITS: usize = 4_096;
@@ -177,9 +177,10 @@ impl Hub {
             return Err(StoreError::Closed);
         }
         let newest = inner.state.revision;
-        let cursor = if start == 0 { newest } else { start - 1 };
+        // Nothing happened at the revision of an empty store, so that there it is no matter of history.
+        let cursor = if start == 0 { newest } else { (start - 1).max(EMPTY_REVISION) };
         if cursor < newest {
-            inner.check_followed(start)?;
+            inner.check_followed(cursor + 1)?;
         }
         let inbox =
             Inbox { queue: VecDeque::new(), cursor, behind: cursor < newest, progress: None, closed: false };

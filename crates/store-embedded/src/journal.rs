@@ -29,13 +29,17 @@ pub(crate) struct Journal {
     dir: PathBuf,
     fsync: bool,
     /// Held as long as the directory is in use.
-    _lock: File,
+    _lock: DirLock,
     log: Log,
     /// Bytes of the log at which a snapshot is due.
     snapshot_at: u64,
     snapshot: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
 }
+
+/// The right to use a data directory.
+#[derive(Debug)]
+struct DirLock(File);
 
 #[derive(Debug)]
 struct Log {
@@ -60,7 +64,7 @@ impl Journal {
     /// Locks and reads a data directory, and makes it if there is none.
     pub(crate) fn open(dir: &Path, fsync: bool) -> Result<(Self, State), OpenError> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
-        let lock = lock_dir(dir)?;
+        let lock = DirLock::acquire(dir)?;
         let listing = Listing::read(dir).map_err(at(dir))?;
         let base = listing.snapshots.last().copied().unwrap_or(0);
         let mut state = match listing.snapshots.last() {
@@ -219,7 +223,7 @@ impl Listing {
 pub(crate) fn restore(backup: &Path, dir: &Path) -> Result<(), OpenError> {
     let state = snapshot::read(backup)?;
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
-    let _lock = lock_dir(dir)?;
+    let _lock = DirLock::acquire(dir)?;
     if !Listing::read(dir).map_err(at(dir))?.is_empty() {
         return Err(OpenError::NotEmpty { path: dir.to_owned() });
     }
@@ -302,19 +306,26 @@ fn cut_tail(path: &Path, file: &File, length: u64, salt: u64) -> Result<(), Open
     file.set_len(length).and_then(|()| file.sync_all()).map_err(at(path))
 }
 
-fn lock_dir(dir: &Path) -> Result<File, OpenError> {
-    let path = dir.join("lock");
-    let lock = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(at(&path))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(OpenError::Locked { path: dir.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
+impl DirLock {
+    fn acquire(dir: &Path) -> Result<Self, OpenError> {
+        let path = dir.join("lock");
+        let mut options = OpenOptions::new();
+        let file =
+            options.write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(at(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => Err(OpenError::Locked { path: dir.to_owned() }),
+            Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
+        }
+    }
+}
+
+impl Drop for DirLock {
+    /// Closing is not enough: a child that is just being made holds a copy until it runs its program.
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!(%error, "data directory not unlocked");
+        }
     }
 }
 
