@@ -1,0 +1,54 @@
+//! The table of controllers. To add one: a module, a row here, and its role in the bootstrap policy.
+
+mod deployment;
+mod replicaset;
+
+use std::fmt;
+use std::future::Future;
+
+use futures::future::BoxFuture;
+
+use crate::context::Context;
+
+/// A controller by upstream's names.
+pub struct ControllerSpec {
+    pub name: &'static str,
+    /// Older names that `--controllers` still takes.
+    pub aliases: &'static [&'static str],
+    /// Whose rights it uses, in `kube-system`.
+    pub service_account: &'static str,
+    pub on_by_default: bool,
+    pub(crate) run: Run,
+}
+
+type Run = fn(Context) -> BoxFuture<'static, ()>;
+
+/// Every controller there is.
+pub static CONTROLLERS: &[ControllerSpec] = &[
+    row("deployment-controller", &["deployment"], "deployment-controller", |c| boxed(deployment::run(c))),
+    row("replicaset-controller", &["replicaset"], "replicaset-controller", |c| {
+        boxed(replicaset::run_replica_sets(c))
+    }),
+    row("replicationcontroller-controller", &["replicationcontroller"], "replication-controller", |c| {
+        boxed(replicaset::run_replication_controllers(c))
+    }),
+];
+
+impl fmt::Debug for ControllerSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ControllerSpec").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+const fn row(
+    name: &'static str,
+    aliases: &'static [&'static str],
+    service_account: &'static str,
+    run: Run,
+) -> ControllerSpec {
+    ControllerSpec { name, aliases, service_account, on_by_default: true, run }
+}
+
+fn boxed(run: impl Future<Output = ()> + Send + 'static) -> BoxFuture<'static, ()> {
+    Box::pin(run)
+}
