@@ -5,5 +5,6 @@
 pub mod canonical;
 pub mod decode;
 pub mod defaulting;
+pub mod patch;
 pub mod protobuf;
 pub mod types;

@@ -1,0 +1,430 @@
+//! Strategic merge patch: lists merge by key where the schema says so, and directives steer the rest.
+
+use serde_json::{Map, Value};
+
+use super::{PatchError, describe, discard_nulls};
+use crate::types::{PatchStrategy, Schema, Shape};
+
+const DIRECTIVE: &str = "$patch";
+const RETAIN_KEYS: &str = "$retainKeys";
+const DELETE_PRIMITIVES: &str = "$deleteFromPrimitiveList";
+const ELEMENT_ORDER: &str = "$setElementOrder";
+
+type Object = Map<String, Value>;
+type Result<T> = std::result::Result<T, PatchError>;
+
+/// Applies a strategic merge patch to an object of a built-in kind.
+pub fn strategic(document: &mut Value, patch: Value, schema: &Schema) -> Result<()> {
+    if schema.is_custom() {
+        return Err(bad_request("strategic merge patch format is not supported"));
+    }
+    match (std::mem::take(document), patch) {
+        (Value::Object(original), Value::Object(patch)) => {
+            *document = Value::Object(merge_object(original, patch, schema)?);
+            Ok(())
+        }
+        _ => Err(bad_request("invalid JSON document")),
+    }
+}
+
+/// How one field merges.
+struct FieldMeta<'a> {
+    schema: &'a Schema,
+    strategy: PatchStrategy,
+    merge_key: &'a str,
+}
+
+fn lookup<'a>(schema: &'a Schema, key: &str) -> Result<FieldMeta<'a>> {
+    match &schema.shape {
+        Shape::Object(object) => match object.field(key) {
+            Some(field) => Ok(FieldMeta {
+                schema: &field.schema,
+                strategy: field.patch,
+                merge_key: &field.patch_merge_key,
+            }),
+            None => {
+                let name = object.name.rsplit('.').next().unwrap_or_default();
+                Err(PatchError::Internal(format!(
+                    "unable to find api field in struct {name} for the json field {}",
+                    meta::field::go_quote(key)
+                )))
+            }
+        },
+        Shape::Map(map) => Ok(FieldMeta { schema: &map.value, strategy: PatchStrategy::NONE, merge_key: "" }),
+        _ => Ok(FieldMeta { schema, strategy: PatchStrategy::NONE, merge_key: "" }),
+    }
+}
+
+fn item_schema(schema: &Schema) -> &Schema {
+    match &schema.shape {
+        Shape::List(list) => &list.item,
+        _ => schema,
+    }
+}
+
+fn merge_object(mut original: Object, mut patch: Object, schema: &Schema) -> Result<Object> {
+    if let Some(directive) = patch.remove(DIRECTIVE) {
+        return match directive.as_str() {
+            Some("replace") => Ok(patch),
+            Some("delete") => Ok(Object::new()),
+            _ => Err(bad_directive(&directive, &patch)),
+        };
+    }
+    retain_keys(&mut original, &mut patch)?;
+    merge_ordered_lists(&mut original, &mut patch, schema)?;
+    for (key, mut value) in patch {
+        let deletes = strip_prefix(&key, DELETE_PRIMITIVES, "invalid patch format of primitive list")?;
+        let deletes_from_list = deletes.is_some();
+        let key = match deletes {
+            Some(key) => key.to_owned(),
+            None => key,
+        };
+        if value.is_null() {
+            original.remove(&key);
+            continue;
+        }
+        let current = original.get_mut(&key).filter(|current| same_type(current, &value));
+        let Some(current) = current else {
+            if !deletes_from_list {
+                discard_nulls(&mut value);
+                put_without_directives(&mut original, key, value);
+            }
+            continue;
+        };
+        match (std::mem::take(current), value) {
+            (Value::Object(inner), Value::Object(patch)) => {
+                let meta = lookup(schema, &key)?;
+                *current = Value::Object(if meta.strategy.replace {
+                    patch
+                } else {
+                    merge_object(inner, patch, meta.schema)?
+                });
+            }
+            (Value::Array(items), Value::Array(patch)) => {
+                let meta = lookup(schema, &key)?;
+                *current = Value::Array(merge_list(items, patch, &meta, deletes_from_list)?);
+            }
+            (_, value) => *current = value,
+        }
+    }
+    Ok(original)
+}
+
+/// `$retainKeys`: members of the object that it does not name go.
+fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<()> {
+    let Some(keys) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
+    let malformed = || bad_request("invalid patch format of retainKeys");
+    let keys = keys.as_array().ok_or_else(malformed)?;
+    let named = |name: &str| keys.iter().any(|key| key.as_str() == Some(name));
+    for (name, value) in patch.iter() {
+        let parallel = name.starts_with(DELETE_PRIMITIVES) || name.starts_with(ELEMENT_ORDER);
+        if !value.is_null() && !parallel && !named(name) {
+            return Err(malformed());
+        }
+    }
+    original.retain(|name, _| named(name));
+    Ok(())
+}
+
+/// `$setElementOrder/x`: merges the list it belongs to, then puts the items in that order, with items that only
+/// the server has where they were.
+fn merge_ordered_lists(original: &mut Object, patch: &mut Object, schema: &Schema) -> Result<()> {
+    let directives: Vec<String> =
+        patch.keys().filter(|key| key.starts_with(ELEMENT_ORDER)).cloned().collect();
+    for directive in directives {
+        let order = patch.remove(&directive).unwrap_or_default();
+        let malformed = "invalid patch format of setElementOrder list";
+        let order = list_of(order)?;
+        let key = strip_prefix(&directive, ELEMENT_ORDER, malformed)?.unwrap_or_default();
+        let current = original.remove(key).map(list_of).transpose()?;
+        let patched = patch.remove(key).map(list_of).transpose()?;
+        let meta = lookup(schema, key)?;
+        let meta = FieldMeta { schema: item_schema(meta.schema), ..meta };
+        check_order(patched.as_deref().unwrap_or_default(), &order, meta.merge_key)?;
+        let server_order = current.clone().unwrap_or_default();
+        let merged = match (current, patched) {
+            (None, None) => continue,
+            (Some(current), None) => current,
+            (None, Some(patched)) => match without_directives(Value::Array(patched)) {
+                Some(Value::Array(items)) => items,
+                _ => continue,
+            },
+            (Some(current), Some(patched)) if meta.strategy.merge => merge_items(current, patched, &meta)?,
+            (Some(_), Some(patched)) => patched,
+        };
+        let items = order_items(merged, &order, &server_order, meta.merge_key)?;
+        original.insert(key.to_owned(), Value::Array(items));
+    }
+    Ok(())
+}
+
+/// Every item of the patch must stand in the order list, in the same sequence.
+fn check_order(patch: &[Value], order: &[Value], merge_key: &str) -> Result<()> {
+    if patch.is_empty() || order.is_empty() {
+        return Ok(());
+    }
+    let mut order_left = order.iter();
+    for item in patch {
+        if item.get(DIRECTIVE).is_some() {
+            continue;
+        }
+        let wanted = key_of(item, merge_key)?;
+        let mut found = false;
+        for candidate in order_left.by_ref() {
+            if key_of(candidate, merge_key)? == wanted {
+                found = true;
+                break;
+            }
+        }
+        if !found {
+            return Err(PatchError::Internal(format!(
+                "The order in patch list:\n{}\n doesn't match {ELEMENT_ORDER} list:\n{}\n",
+                go_list(patch),
+                go_list(order)
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn merge_list(
+    current: Vec<Value>,
+    patch: Vec<Value>,
+    meta: &FieldMeta<'_>,
+    deletes: bool,
+) -> Result<Vec<Value>> {
+    if deletes {
+        element_kind(&current, &patch)?;
+        return Ok(current.into_iter().filter(|item| !patch.contains(item)).collect());
+    }
+    if !meta.strategy.merge {
+        return Ok(patch);
+    }
+    let meta = FieldMeta { schema: item_schema(meta.schema), ..*meta };
+    merge_items(current, patch, &meta)
+}
+
+/// Merges a list whose strategy is merge. `meta.schema` is the items'.
+fn merge_items(mut current: Vec<Value>, patch: Vec<Value>, meta: &FieldMeta<'_>) -> Result<Vec<Value>> {
+    if current.is_empty() && patch.is_empty() {
+        return Ok(current);
+    }
+    if element_kind(&current, &patch)? != "object" {
+        let server_order = current.clone();
+        for item in &patch {
+            if !current.contains(item) {
+                current.push(item.clone());
+            }
+        }
+        let mut merged: Vec<Value> = Vec::with_capacity(current.len());
+        for item in current {
+            if !merged.contains(&item) {
+                merged.push(item);
+            }
+        }
+        return order_items(merged, &patch, &server_order, "");
+    }
+    let key = meta.merge_key;
+    if key.is_empty() {
+        let name = meta.schema.object().map(|object| object.name.rsplit('.').next().unwrap_or_default());
+        let name = name.unwrap_or_default();
+        return Err(PatchError::Internal(format!("cannot merge lists without merge key for {name}")));
+    }
+    let (mut current, patch) = apply_list_directives(current, patch, key)?;
+    let server_order: Vec<Value> = current.iter().map(|item| key_stub(item, key)).collect();
+    let patch_order: Vec<Value> = patch.iter().map(|item| key_stub(item, key)).collect();
+    for item in patch {
+        let wanted = key_of(&item, key)?.clone();
+        let found = current.iter_mut().find(|candidate| candidate.get(key) == Some(&wanted));
+        match (found, item) {
+            (Some(slot), Value::Object(patch)) => {
+                if let Value::Object(object) = std::mem::take(slot) {
+                    *slot = Value::Object(merge_object(object, patch, meta.schema)?);
+                }
+            }
+            (_, item) => current.push(item),
+        }
+    }
+    order_items(current, &patch_order, &server_order, key)
+}
+
+/// `$patch` items of a list: `delete` removes what has the same key, `replace` keeps nothing of the old list.
+fn apply_list_directives(
+    mut current: Vec<Value>,
+    patch: Vec<Value>,
+    key: &str,
+) -> Result<(Vec<Value>, Vec<Value>)> {
+    let (mut plain, mut replace) = (Vec::with_capacity(patch.len()), false);
+    for item in patch {
+        let Some(directive) = item.get(DIRECTIVE) else {
+            plain.push(item);
+            continue;
+        };
+        match directive.as_str() {
+            Some("delete") => {
+                let wanted = key_of(&item, key)?;
+                current.retain(|candidate| candidate.get(key) != Some(wanted));
+            }
+            Some("replace") => replace = true,
+            Some("merge") => {
+                let message = "merging lists cannot yet be specified in the patch";
+                return Err(PatchError::Internal(message.to_owned()));
+            }
+            _ => return Err(bad_directive(directive, item.as_object().unwrap_or(&Object::new()))),
+        }
+    }
+    Ok(if replace { (plain, Vec::new()) } else { (current, plain) })
+}
+
+/// Items named by `order` in its sequence, the server's others among them where the server had them.
+fn order_items(items: Vec<Value>, order: &[Value], server_order: &[Value], key: &str) -> Result<Vec<Value>> {
+    let (mut named, mut others) = (Vec::new(), Vec::new());
+    for item in items {
+        let at = position(order, &item, key)?;
+        match at {
+            Some(at) => named.push((at, item)),
+            None => others.push((position(server_order, &item, key)?.unwrap_or(usize::MAX), item)),
+        }
+    }
+    named.sort_by_key(|(at, _)| *at);
+    others.sort_by_key(|(at, _)| *at);
+    let mut out = Vec::with_capacity(named.len() + others.len());
+    let mut others = others.into_iter().peekable();
+    for (_, item) in named {
+        let at = position(server_order, &item, key)?;
+        while let Some((before, _)) = others.peek()
+            && at.is_some_and(|at| *before < at)
+        {
+            out.extend(others.next().map(|(_, item)| item));
+        }
+        out.push(item);
+    }
+    out.extend(others.map(|(_, item)| item));
+    Ok(out)
+}
+
+fn position(list: &[Value], item: &Value, key: &str) -> Result<Option<usize>> {
+    if key.is_empty() {
+        return Ok(list.iter().position(|candidate| candidate == item));
+    }
+    let wanted = key_of(item, key)?;
+    Ok(list.iter().position(|candidate| candidate.get(key) == Some(wanted)))
+}
+
+/// The merge key's value, or the item itself in a list of scalars.
+fn key_of<'a>(item: &'a Value, key: &str) -> Result<&'a Value> {
+    if key.is_empty() {
+        return Ok(item);
+    }
+    let Some(object) = item.as_object() else {
+        return Err(PatchError::Internal(format!("expected a map, but received a {}", go_kind(item))));
+    };
+    object.get(key).ok_or_else(|| {
+        PatchError::Internal(format!("map: {} does not contain declared merge key: {key}", go_map(object)))
+    })
+}
+
+/// Just the merge key of an item, enough to find it by.
+fn key_stub(item: &Value, key: &str) -> Value {
+    let mut stub = Object::new();
+    if let Some(value) = item.get(key) {
+        stub.insert(key.to_owned(), value.clone());
+    }
+    Value::Object(stub)
+}
+
+/// What the items are; they must all be alike, and no lists.
+fn element_kind(current: &[Value], patch: &[Value]) -> Result<&'static str> {
+    let mut kinds = current.iter().chain(patch).map(describe);
+    let first = kinds.next().unwrap_or("object");
+    if let Some(other) = kinds.find(|kind| *kind != first) {
+        return Err(PatchError::Internal(format!("list element types are not identical: {first}, {other}")));
+    }
+    if first == "array" {
+        return Err(PatchError::Unprocessable("lists of lists are not supported".to_owned()));
+    }
+    Ok(first)
+}
+
+fn same_type(a: &Value, b: &Value) -> bool {
+    std::mem::discriminant(a) == std::mem::discriminant(b)
+}
+
+fn put_without_directives(object: &mut Object, key: String, value: Value) {
+    match without_directives(value) {
+        Some(value) => drop(object.insert(key, value)),
+        None => drop(object.remove(&key)),
+    }
+}
+
+/// The value without objects that are directives; `None` when it is one itself.
+fn without_directives(value: Value) -> Option<Value> {
+    match value {
+        Value::Object(object) if object.contains_key(DIRECTIVE) => None,
+        Value::Object(object) => {
+            let kept = object.into_iter().filter_map(|(key, value)| Some((key, without_directives(value)?)));
+            Some(Value::Object(kept.collect()))
+        }
+        Value::Array(items) => Some(Value::Array(items.into_iter().filter_map(without_directives).collect())),
+        value => Some(value),
+    }
+}
+
+fn list_of(value: Value) -> Result<Vec<Value>> {
+    match value {
+        Value::Array(items) => Ok(items),
+        other => Err(PatchError::Internal(format!("expected a slice, but received a {}", go_kind(&other)))),
+    }
+}
+
+/// `$directive/field` to `field`; `None` for other keys.
+fn strip_prefix<'a>(key: &'a str, directive: &str, malformed: &str) -> Result<Option<&'a str>> {
+    match key.strip_prefix(directive) {
+        None => Ok(None),
+        Some(rest) => rest.strip_prefix('/').map(Some).ok_or_else(|| bad_request(malformed)),
+    }
+}
+
+fn bad_request(message: &str) -> PatchError {
+    PatchError::BadRequest(message.to_owned())
+}
+
+fn bad_directive(directive: &Value, patch: &Object) -> PatchError {
+    let mut map = patch.clone();
+    map.insert(DIRECTIVE.to_owned(), directive.clone());
+    PatchError::Internal(format!("unknown patch type: {} in map: {}", go_value(directive), go_map(&map)))
+}
+
+/// A value as Go's `%v` prints it.
+fn go_value(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => go_list(items),
+        Value::Object(object) => go_map(object),
+        other => other.to_string(),
+    }
+}
+
+fn go_list(items: &[Value]) -> String {
+    let items: Vec<String> = items.iter().map(go_value).collect();
+    format!("[{}]", items.join(" "))
+}
+
+fn go_map(object: &Object) -> String {
+    let members: Vec<String> =
+        object.iter().map(|(key, value)| format!("{key}:{}", go_value(value))).collect();
+    format!("map[{}]", members.join(" "))
+}
+
+fn go_kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "nil",
+        Value::Bool(_) => "bool",
+        Value::Number(number) if number.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::String(_) => "string",
+        Value::Array(_) => "slice",
+        Value::Object(_) => "map",
+    }
+}
