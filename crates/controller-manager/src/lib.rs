@@ -9,10 +9,12 @@ mod claims;
 pub mod config;
 mod context;
 pub mod controllers;
+mod discovery;
 mod enqueue;
 mod hash;
 mod manager;
 mod pods;
+mod service_pods;
 
 pub use config::Config;
 pub use context::ClientFor;

@@ -1,7 +1,13 @@
 //! The table of controllers. To add one: a module, a row here, and its role in the bootstrap policy.
 
 mod deployment;
+mod endpoints;
+mod endpointslice;
+mod garbagecollector;
+mod namespace;
 mod replicaset;
+mod root_ca_publisher;
+mod serviceaccount;
 
 use std::fmt;
 use std::future::Future;
@@ -31,6 +37,23 @@ pub static CONTROLLERS: &[ControllerSpec] = &[
     }),
     row("replicationcontroller-controller", &["replicationcontroller"], "replication-controller", |c| {
         boxed(replicaset::run_replication_controllers(c))
+    }),
+    row("endpointslice-controller", &["endpointslice"], "endpointslice-controller", |c| {
+        boxed(endpointslice::run(c))
+    }),
+    row("endpoints-controller", &["endpoint"], "endpoint-controller", |c| boxed(endpoints::run(c))),
+    row("serviceaccount-controller", &["serviceaccount"], "service-account-controller", |c| {
+        boxed(serviceaccount::run(c))
+    }),
+    row(
+        "root-ca-certificate-publisher-controller",
+        &["root-ca-cert-publisher"],
+        "root-ca-cert-publisher",
+        |c| boxed(root_ca_publisher::run(c)),
+    ),
+    row("namespace-controller", &["namespace"], "namespace-controller", |c| boxed(namespace::run(c))),
+    row("garbage-collector-controller", &["garbagecollector"], "generic-garbage-collector", |c| {
+        boxed(garbagecollector::run(c))
     }),
 ];
 
