@@ -86,8 +86,8 @@ fn is_left_out(value: &Value, field: &Field) -> bool {
     }
     match (field.omit, &field.schema.shape) {
         (Omit::Zero, _) => is_zero(value, &field.schema),
-        // Lists and maps go through protobuf on their way to the store, which knows no empty ones.
-        (_, Shape::List(_) | Shape::Map(_)) => is_empty(value),
+        // A client's empty list says that ownership starts over: whoever keeps the books wants to see it.
+        (Omit::Empty, Shape::List(_)) if &*field.name == "managedFields" => value.is_null(),
         (Omit::Never, _) => value.is_null(),
         (Omit::Empty, _) if is_struct(&field.schema) => value.is_null(),
         (Omit::Empty, _) => is_empty(value),

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Number, Value};
 
-use crate::types::{Schema, Shape};
+use crate::types::{Field, Omit, Schema, Shape};
 
 /// Writes a canonical value: fields of built-in kinds in the order of their type, everything else by key.
 pub fn write(value: &Value, schema: &Schema, out: &mut Vec<u8>) {
@@ -12,13 +12,21 @@ pub fn write(value: &Value, schema: &Schema, out: &mut Vec<u8>) {
             let start = out.len();
             for field in shape.fields.iter() {
                 if let Some(value) = object.get(&*field.name) {
+                    let empty = is_empty_list(value, field);
+                    if empty && field.omit != Omit::Never {
+                        continue;
+                    }
                     if out.len() > start {
                         out.push(b',');
                     }
                     out.push(b'"');
                     out.extend_from_slice(field.name.as_bytes());
                     out.extend_from_slice(b"\":");
-                    write(value, &field.schema, out);
+                    if empty {
+                        out.extend_from_slice(b"null");
+                    } else {
+                        write(value, &field.schema, out);
+                    }
                 }
             }
             out.push(b'}');
@@ -30,6 +38,15 @@ pub fn write(value: &Value, schema: &Schema, out: &mut Vec<u8>) {
             write_items(items, out, |item, out| write(item, &list.item, out));
         }
         _ => write_any(value, out),
+    }
+}
+
+/// Lists and maps of built-in kinds go through protobuf upstream, which knows no empty ones.
+fn is_empty_list(value: &Value, field: &Field) -> bool {
+    match (value, &field.schema.shape) {
+        (Value::Array(items), Shape::List(_)) => items.is_empty(),
+        (Value::Object(object), Shape::Map(_)) => object.is_empty(),
+        _ => false,
     }
 }
 

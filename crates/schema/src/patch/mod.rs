@@ -99,7 +99,7 @@ fn merge(document: &mut Value, patch: Map<String, Value>) {
 }
 
 /// Removes null members at any depth; null items of lists stay.
-fn discard_nulls(value: &mut Value) {
+pub(crate) fn discard_nulls(value: &mut Value) {
     match value {
         Value::Object(object) => {
             object.retain(|_, value| !value.is_null());

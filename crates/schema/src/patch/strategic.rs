@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{PatchError, describe, discard_nulls};
+use crate::go_text;
 use crate::types::{PatchStrategy, Schema, Shape};
 
 const DIRECTIVE: &str = "$patch";
@@ -179,8 +180,8 @@ fn check_order(patch: &[Value], order: &[Value], merge_key: &str) -> Result<()> 
         if !found {
             return Err(PatchError::Internal(format!(
                 "The order in patch list:\n{}\n doesn't match {ELEMENT_ORDER} list:\n{}\n",
-                go_list(patch),
-                go_list(order)
+                go_text::plain_list(patch),
+                go_text::plain_list(order)
             )));
         }
     }
@@ -320,7 +321,10 @@ fn key_of<'a>(item: &'a Value, key: &str) -> Result<&'a Value> {
         return Err(PatchError::Internal(format!("expected a map, but received a {}", go_kind(item))));
     };
     object.get(key).ok_or_else(|| {
-        PatchError::Internal(format!("map: {} does not contain declared merge key: {key}", go_map(object)))
+        PatchError::Internal(format!(
+            "map: {} does not contain declared merge key: {key}",
+            go_text::plain_map(object)
+        ))
     })
 }
 
@@ -392,29 +396,11 @@ fn bad_request(message: &str) -> PatchError {
 fn bad_directive(directive: &Value, patch: &Object) -> PatchError {
     let mut map = patch.clone();
     map.insert(DIRECTIVE.to_owned(), directive.clone());
-    PatchError::Internal(format!("unknown patch type: {} in map: {}", go_value(directive), go_map(&map)))
-}
-
-/// A value as Go's `%v` prints it.
-fn go_value(value: &Value) -> String {
-    match value {
-        Value::Null => "<nil>".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Array(items) => go_list(items),
-        Value::Object(object) => go_map(object),
-        other => other.to_string(),
-    }
-}
-
-fn go_list(items: &[Value]) -> String {
-    let items: Vec<String> = items.iter().map(go_value).collect();
-    format!("[{}]", items.join(" "))
-}
-
-fn go_map(object: &Object) -> String {
-    let members: Vec<String> =
-        object.iter().map(|(key, value)| format!("{key}:{}", go_value(value))).collect();
-    format!("map[{}]", members.join(" "))
+    PatchError::Internal(format!(
+        "unknown patch type: {} in map: {}",
+        go_text::plain(directive),
+        go_text::plain_map(&map)
+    ))
 }
 
 fn go_kind(value: &Value) -> &'static str {
