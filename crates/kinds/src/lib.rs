@@ -4,6 +4,7 @@
 pub mod discovery;
 #[rustfmt::skip]
 mod generated;
+pub mod openapi;
 pub mod spec;
 mod table;
 

@@ -24,6 +24,8 @@ pub struct KindSpec {
     pub kind: Text,
     pub list_kind: Text,
     pub namespaced: bool,
+    /// A delete that ends at once answers with the object instead of a `Status`.
+    pub returns_deleted: bool,
     pub short_names: Slice<Text>,
     pub categories: Slice<Text>,
     /// In upstream's discovery order: the preferred version first.

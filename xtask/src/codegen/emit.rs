@@ -213,7 +213,8 @@ fn resource_table(sources: &Sources, resources: &[Resource]) -> Result<String> {
 }
 
 fn resource_row(text: &mut String, resource: &Resource) -> Result<()> {
-    let Resource { group, name, kind, list_kind, namespaced, storage_version, .. } = resource;
+    let Resource { group, name, kind, list_kind, namespaced, returns_deleted, storage_version, .. } =
+        resource;
     writeln!(text, "    KindSpec {{")?;
     writeln!(
         text,
@@ -223,7 +224,7 @@ fn resource_row(text: &mut String, resource: &Resource) -> Result<()> {
     writeln!(text, "        kind: t({kind:?}), list_kind: t({list_kind:?}), namespaced: {namespaced},")?;
     writeln!(
         text,
-        "        short_names: {}, categories: {},",
+        "        returns_deleted: {returns_deleted}, short_names: {}, categories: {},",
         texts(&resource.short_names),
         texts(&resource.categories)
     )?;

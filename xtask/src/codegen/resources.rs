@@ -16,6 +16,7 @@ pub(super) struct Resource {
     pub(super) kind: String,
     pub(super) list_kind: String,
     pub(super) namespaced: bool,
+    pub(super) returns_deleted: bool,
     pub(super) short_names: Vec<String>,
     pub(super) categories: Vec<String>,
     pub(super) versions: Vec<Version>,
@@ -53,6 +54,8 @@ struct Endpoint {
     /// The definition it answers with.
     definition: Option<TypeName>,
     namespaced: bool,
+    /// Deleting answers with the object.
+    returns_deleted: bool,
 }
 
 pub(super) fn collect(sources: &Sources) -> Result<Vec<Resource>> {
@@ -114,6 +117,7 @@ fn resource(
             first.list_kind.clone()
         },
         namespaced: first.namespaced,
+        returns_deleted: first.returns_deleted,
         short_names: row.short.clone().unwrap_or_else(|| strings(recorded.map(|r| &r["shortNames"]))),
         categories: row.categories.clone().unwrap_or_else(|| strings(recorded.map(|r| &r["categories"]))),
         versions: built,
@@ -264,6 +268,7 @@ impl Endpoint {
         let name = TypeName::from_definition(definition)?;
         match action {
             "list" => self.list_kind = name.name,
+            "delete" => self.returns_deleted = name.name != "Status",
             "get" | "post" | "put" => self.definition = Some(name),
             _ => {}
         }

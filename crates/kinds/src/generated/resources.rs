@@ -31,7 +31,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("bindings"), singular: t("binding"),
         kind: t("Binding"), list_kind: t("BindingList"), namespaced: true,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -50,7 +50,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("componentstatuses"), singular: t("componentstatus"),
         kind: t("ComponentStatus"), list_kind: t("ComponentStatusList"), namespaced: false,
-        short_names: Slice::Static(&[t("cs")]), categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::Static(&[t("cs")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -71,7 +71,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("configmaps"), singular: t("configmap"),
         kind: t("ConfigMap"), list_kind: t("ConfigMapList"), namespaced: true,
-        short_names: Slice::Static(&[t("cm")]), categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::Static(&[t("cm")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -91,7 +91,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("endpoints"), singular: t("endpoints"),
         kind: t("Endpoints"), list_kind: t("EndpointsList"), namespaced: true,
-        short_names: Slice::Static(&[t("ep")]), categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::Static(&[t("ep")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -111,7 +111,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("events"), singular: t("event"),
         kind: t("Event"), list_kind: t("EventList"), namespaced: true,
-        short_names: Slice::Static(&[t("ev")]), categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::Static(&[t("ev")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -138,7 +138,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("limitranges"), singular: t("limitrange"),
         kind: t("LimitRange"), list_kind: t("LimitRangeList"), namespaced: true,
-        short_names: Slice::Static(&[t("limits")]), categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::Static(&[t("limits")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -157,7 +157,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("namespaces"), singular: t("namespace"),
         kind: t("Namespace"), list_kind: t("NamespaceList"), namespaced: false,
-        short_names: Slice::Static(&[t("ns")]), categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::Static(&[t("ns")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -179,7 +179,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("nodes"), singular: t("node"),
         kind: t("Node"), list_kind: t("NodeList"), namespaced: false,
-        short_names: Slice::Static(&[t("no")]), categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::Static(&[t("no")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -208,7 +208,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("persistentvolumeclaims"), singular: t("persistentvolumeclaim"),
         kind: t("PersistentVolumeClaim"), list_kind: t("PersistentVolumeClaimList"), namespaced: true,
-        short_names: Slice::Static(&[t("pvc")]), categories: Slice::EMPTY,
+        returns_deleted: true, short_names: Slice::Static(&[t("pvc")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -235,7 +235,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("persistentvolumes"), singular: t("persistentvolume"),
         kind: t("PersistentVolume"), list_kind: t("PersistentVolumeList"), namespaced: false,
-        short_names: Slice::Static(&[t("pv")]), categories: Slice::EMPTY,
+        returns_deleted: true, short_names: Slice::Static(&[t("pv")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -264,7 +264,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("pods"), singular: t("pod"),
         kind: t("Pod"), list_kind: t("PodList"), namespaced: true,
-        short_names: Slice::Static(&[t("po")]), categories: Slice::Static(&[t("all")]),
+        returns_deleted: true, short_names: Slice::Static(&[t("po")]), categories: Slice::Static(&[t("all")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -300,7 +300,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("podtemplates"), singular: t("podtemplate"),
         kind: t("PodTemplate"), list_kind: t("PodTemplateList"), namespaced: true,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: true, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -321,7 +321,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("replicationcontrollers"), singular: t("replicationcontroller"),
         kind: t("ReplicationController"), list_kind: t("ReplicationControllerList"), namespaced: true,
-        short_names: Slice::Static(&[t("rc")]), categories: Slice::Static(&[t("all")]),
+        returns_deleted: false, short_names: Slice::Static(&[t("rc")]), categories: Slice::Static(&[t("all")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -348,7 +348,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("resourcequotas"), singular: t("resourcequota"),
         kind: t("ResourceQuota"), list_kind: t("ResourceQuotaList"), namespaced: true,
-        short_names: Slice::Static(&[t("quota")]), categories: Slice::EMPTY,
+        returns_deleted: true, short_names: Slice::Static(&[t("quota")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -370,7 +370,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("secrets"), singular: t("secret"),
         kind: t("Secret"), list_kind: t("SecretList"), namespaced: true,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -391,7 +391,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("serviceaccounts"), singular: t("serviceaccount"),
         kind: t("ServiceAccount"), list_kind: t("ServiceAccountList"), namespaced: true,
-        short_names: Slice::Static(&[t("sa")]), categories: Slice::EMPTY,
+        returns_deleted: true, short_names: Slice::Static(&[t("sa")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -412,7 +412,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t(""), resource: t("services"), singular: t("service"),
         kind: t("Service"), list_kind: t("ServiceList"), namespaced: true,
-        short_names: Slice::Static(&[t("svc")]), categories: Slice::Static(&[t("all")]),
+        returns_deleted: true, short_names: Slice::Static(&[t("svc")]), categories: Slice::Static(&[t("all")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -438,7 +438,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("apiregistration.k8s.io"), resource: t("apiservices"), singular: t("apiservice"),
         kind: t("APIService"), list_kind: t("APIServiceList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::Static(&[t("api-extensions")]),
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::Static(&[t("api-extensions")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -460,7 +460,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("apps"), resource: t("controllerrevisions"), singular: t("controllerrevision"),
         kind: t("ControllerRevision"), list_kind: t("ControllerRevisionList"), namespaced: true,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -481,7 +481,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("apps"), resource: t("daemonsets"), singular: t("daemonset"),
         kind: t("DaemonSet"), list_kind: t("DaemonSetList"), namespaced: true,
-        short_names: Slice::Static(&[t("ds")]), categories: Slice::Static(&[t("all")]),
+        returns_deleted: false, short_names: Slice::Static(&[t("ds")]), categories: Slice::Static(&[t("all")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -510,7 +510,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("apps"), resource: t("deployments"), singular: t("deployment"),
         kind: t("Deployment"), list_kind: t("DeploymentList"), namespaced: true,
-        short_names: Slice::Static(&[t("deploy")]), categories: Slice::Static(&[t("all")]),
+        returns_deleted: false, short_names: Slice::Static(&[t("deploy")]), categories: Slice::Static(&[t("all")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -537,7 +537,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("apps"), resource: t("replicasets"), singular: t("replicaset"),
         kind: t("ReplicaSet"), list_kind: t("ReplicaSetList"), namespaced: true,
-        short_names: Slice::Static(&[t("rs")]), categories: Slice::Static(&[t("all")]),
+        returns_deleted: false, short_names: Slice::Static(&[t("rs")]), categories: Slice::Static(&[t("all")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -564,7 +564,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("apps"), resource: t("statefulsets"), singular: t("statefulset"),
         kind: t("StatefulSet"), list_kind: t("StatefulSetList"), namespaced: true,
-        short_names: Slice::Static(&[t("sts")]), categories: Slice::Static(&[t("all")]),
+        returns_deleted: false, short_names: Slice::Static(&[t("sts")]), categories: Slice::Static(&[t("all")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -588,7 +588,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("events.k8s.io"), resource: t("events"), singular: t("event"),
         kind: t("Event"), list_kind: t("EventList"), namespaced: true,
-        short_names: Slice::Static(&[t("ev")]), categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::Static(&[t("ev")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: Some((t(""), t("events"))),
         versions: Slice::Static(&[
             VersionSpec {
@@ -615,7 +615,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("authentication.k8s.io"), resource: t("selfsubjectreviews"), singular: t("selfsubjectreview"),
         kind: t("SelfSubjectReview"), list_kind: t("SelfSubjectReviewList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -634,7 +634,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("authentication.k8s.io"), resource: t("tokenreviews"), singular: t("tokenreview"),
         kind: t("TokenReview"), list_kind: t("TokenReviewList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -653,7 +653,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("authorization.k8s.io"), resource: t("localsubjectaccessreviews"), singular: t("localsubjectaccessreview"),
         kind: t("LocalSubjectAccessReview"), list_kind: t("LocalSubjectAccessReviewList"), namespaced: true,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -672,7 +672,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("authorization.k8s.io"), resource: t("selfsubjectaccessreviews"), singular: t("selfsubjectaccessreview"),
         kind: t("SelfSubjectAccessReview"), list_kind: t("SelfSubjectAccessReviewList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -691,7 +691,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("authorization.k8s.io"), resource: t("selfsubjectrulesreviews"), singular: t("selfsubjectrulesreview"),
         kind: t("SelfSubjectRulesReview"), list_kind: t("SelfSubjectRulesReviewList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -710,7 +710,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("authorization.k8s.io"), resource: t("subjectaccessreviews"), singular: t("subjectaccessreview"),
         kind: t("SubjectAccessReview"), list_kind: t("SubjectAccessReviewList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -729,7 +729,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("autoscaling"), resource: t("horizontalpodautoscalers"), singular: t("horizontalpodautoscaler"),
         kind: t("HorizontalPodAutoscaler"), list_kind: t("HorizontalPodAutoscalerList"), namespaced: true,
-        short_names: Slice::Static(&[t("hpa")]), categories: Slice::Static(&[t("all")]),
+        returns_deleted: false, short_names: Slice::Static(&[t("hpa")]), categories: Slice::Static(&[t("all")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -771,7 +771,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("batch"), resource: t("cronjobs"), singular: t("cronjob"),
         kind: t("CronJob"), list_kind: t("CronJobList"), namespaced: true,
-        short_names: Slice::Static(&[t("cj")]), categories: Slice::Static(&[t("all")]),
+        returns_deleted: false, short_names: Slice::Static(&[t("cj")]), categories: Slice::Static(&[t("all")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -799,7 +799,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("batch"), resource: t("jobs"), singular: t("job"),
         kind: t("Job"), list_kind: t("JobList"), namespaced: true,
-        short_names: Slice::EMPTY, categories: Slice::Static(&[t("all")]),
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::Static(&[t("all")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -825,7 +825,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("certificates.k8s.io"), resource: t("certificatesigningrequests"), singular: t("certificatesigningrequest"),
         kind: t("CertificateSigningRequest"), list_kind: t("CertificateSigningRequestList"), namespaced: false,
-        short_names: Slice::Static(&[t("csr")]), categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::Static(&[t("csr")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -850,7 +850,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("networking.k8s.io"), resource: t("ingressclasses"), singular: t("ingressclass"),
         kind: t("IngressClass"), list_kind: t("IngressClassList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -871,7 +871,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("networking.k8s.io"), resource: t("ingresses"), singular: t("ingress"),
         kind: t("Ingress"), list_kind: t("IngressList"), namespaced: true,
-        short_names: Slice::Static(&[t("ing")]), categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::Static(&[t("ing")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -895,7 +895,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("networking.k8s.io"), resource: t("ipaddresses"), singular: t("ipaddress"),
         kind: t("IPAddress"), list_kind: t("IPAddressList"), namespaced: false,
-        short_names: Slice::Static(&[t("ip")]), categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::Static(&[t("ip")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -914,7 +914,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("networking.k8s.io"), resource: t("networkpolicies"), singular: t("networkpolicy"),
         kind: t("NetworkPolicy"), list_kind: t("NetworkPolicyList"), namespaced: true,
-        short_names: Slice::Static(&[t("netpol")]), categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::Static(&[t("netpol")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -934,7 +934,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("networking.k8s.io"), resource: t("servicecidrs"), singular: t("servicecidr"),
         kind: t("ServiceCIDR"), list_kind: t("ServiceCIDRList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -955,7 +955,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("policy"), resource: t("poddisruptionbudgets"), singular: t("poddisruptionbudget"),
         kind: t("PodDisruptionBudget"), list_kind: t("PodDisruptionBudgetList"), namespaced: true,
-        short_names: Slice::Static(&[t("pdb")]), categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::Static(&[t("pdb")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -978,7 +978,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("rbac.authorization.k8s.io"), resource: t("clusterrolebindings"), singular: t("clusterrolebinding"),
         kind: t("ClusterRoleBinding"), list_kind: t("ClusterRoleBindingList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1001,7 +1001,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("rbac.authorization.k8s.io"), resource: t("clusterroles"), singular: t("clusterrole"),
         kind: t("ClusterRole"), list_kind: t("ClusterRoleList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1020,7 +1020,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("rbac.authorization.k8s.io"), resource: t("rolebindings"), singular: t("rolebinding"),
         kind: t("RoleBinding"), list_kind: t("RoleBindingList"), namespaced: true,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1043,7 +1043,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("rbac.authorization.k8s.io"), resource: t("roles"), singular: t("role"),
         kind: t("Role"), list_kind: t("RoleList"), namespaced: true,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1062,7 +1062,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("storage.k8s.io"), resource: t("csidrivers"), singular: t("csidriver"),
         kind: t("CSIDriver"), list_kind: t("CSIDriverList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: true, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1087,7 +1087,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("storage.k8s.io"), resource: t("csinodes"), singular: t("csinode"),
         kind: t("CSINode"), list_kind: t("CSINodeList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: true, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1107,7 +1107,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("storage.k8s.io"), resource: t("csistoragecapacities"), singular: t("csistoragecapacity"),
         kind: t("CSIStorageCapacity"), list_kind: t("CSIStorageCapacityList"), namespaced: true,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1126,7 +1126,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("storage.k8s.io"), resource: t("storageclasses"), singular: t("storageclass"),
         kind: t("StorageClass"), list_kind: t("StorageClassList"), namespaced: false,
-        short_names: Slice::Static(&[t("sc")]), categories: Slice::EMPTY,
+        returns_deleted: true, short_names: Slice::Static(&[t("sc")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1149,7 +1149,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("storage.k8s.io"), resource: t("volumeattachments"), singular: t("volumeattachment"),
         kind: t("VolumeAttachment"), list_kind: t("VolumeAttachmentList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: true, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1173,7 +1173,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("storage.k8s.io"), resource: t("volumeattributesclasses"), singular: t("volumeattributesclass"),
         kind: t("VolumeAttributesClass"), list_kind: t("VolumeAttributesClassList"), namespaced: false,
-        short_names: Slice::Static(&[t("vac")]), categories: Slice::EMPTY,
+        returns_deleted: true, short_names: Slice::Static(&[t("vac")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1193,7 +1193,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("admissionregistration.k8s.io"), resource: t("mutatingadmissionpolicies"), singular: t("mutatingadmissionpolicy"),
         kind: t("MutatingAdmissionPolicy"), list_kind: t("MutatingAdmissionPolicyList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::Static(&[t("api-extensions")]),
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::Static(&[t("api-extensions")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1214,7 +1214,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("admissionregistration.k8s.io"), resource: t("mutatingadmissionpolicybindings"), singular: t("mutatingadmissionpolicybinding"),
         kind: t("MutatingAdmissionPolicyBinding"), list_kind: t("MutatingAdmissionPolicyBindingList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::Static(&[t("api-extensions")]),
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::Static(&[t("api-extensions")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1235,7 +1235,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("admissionregistration.k8s.io"), resource: t("mutatingwebhookconfigurations"), singular: t("mutatingwebhookconfiguration"),
         kind: t("MutatingWebhookConfiguration"), list_kind: t("MutatingWebhookConfigurationList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::Static(&[t("api-extensions")]),
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::Static(&[t("api-extensions")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1255,7 +1255,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("admissionregistration.k8s.io"), resource: t("validatingadmissionpolicies"), singular: t("validatingadmissionpolicy"),
         kind: t("ValidatingAdmissionPolicy"), list_kind: t("ValidatingAdmissionPolicyList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::Static(&[t("api-extensions")]),
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::Static(&[t("api-extensions")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1277,7 +1277,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("admissionregistration.k8s.io"), resource: t("validatingadmissionpolicybindings"), singular: t("validatingadmissionpolicybinding"),
         kind: t("ValidatingAdmissionPolicyBinding"), list_kind: t("ValidatingAdmissionPolicyBindingList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::Static(&[t("api-extensions")]),
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::Static(&[t("api-extensions")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1298,7 +1298,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("admissionregistration.k8s.io"), resource: t("validatingwebhookconfigurations"), singular: t("validatingwebhookconfiguration"),
         kind: t("ValidatingWebhookConfiguration"), list_kind: t("ValidatingWebhookConfigurationList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::Static(&[t("api-extensions")]),
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::Static(&[t("api-extensions")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1318,7 +1318,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("apiextensions.k8s.io"), resource: t("customresourcedefinitions"), singular: t("customresourcedefinition"),
         kind: t("CustomResourceDefinition"), list_kind: t("CustomResourceDefinitionList"), namespaced: false,
-        short_names: Slice::Static(&[t("crd"), t("crds")]), categories: Slice::Static(&[t("api-extensions")]),
+        returns_deleted: false, short_names: Slice::Static(&[t("crd"), t("crds")]), categories: Slice::Static(&[t("api-extensions")]),
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1338,7 +1338,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("scheduling.k8s.io"), resource: t("priorityclasses"), singular: t("priorityclass"),
         kind: t("PriorityClass"), list_kind: t("PriorityClassList"), namespaced: false,
-        short_names: Slice::Static(&[t("pc")]), categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::Static(&[t("pc")]), categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1360,7 +1360,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("coordination.k8s.io"), resource: t("leases"), singular: t("lease"),
         kind: t("Lease"), list_kind: t("LeaseList"), namespaced: true,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1380,7 +1380,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("node.k8s.io"), resource: t("runtimeclasses"), singular: t("runtimeclass"),
         kind: t("RuntimeClass"), list_kind: t("RuntimeClassList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1400,7 +1400,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("discovery.k8s.io"), resource: t("endpointslices"), singular: t("endpointslice"),
         kind: t("EndpointSlice"), list_kind: t("EndpointSliceList"), namespaced: true,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1422,7 +1422,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("flowcontrol.apiserver.k8s.io"), resource: t("flowschemas"), singular: t("flowschema"),
         kind: t("FlowSchema"), list_kind: t("FlowSchemaList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1446,7 +1446,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("flowcontrol.apiserver.k8s.io"), resource: t("prioritylevelconfigurations"), singular: t("prioritylevelconfiguration"),
         kind: t("PriorityLevelConfiguration"), list_kind: t("PriorityLevelConfigurationList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: false, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1471,7 +1471,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("resource.k8s.io"), resource: t("deviceclasses"), singular: t("deviceclass"),
         kind: t("DeviceClass"), list_kind: t("DeviceClassList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: true, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1490,7 +1490,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("resource.k8s.io"), resource: t("resourceclaims"), singular: t("resourceclaim"),
         kind: t("ResourceClaim"), list_kind: t("ResourceClaimList"), namespaced: true,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: true, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1511,7 +1511,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("resource.k8s.io"), resource: t("resourceclaimtemplates"), singular: t("resourceclaimtemplate"),
         kind: t("ResourceClaimTemplate"), list_kind: t("ResourceClaimTemplateList"), namespaced: true,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: true, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {
@@ -1530,7 +1530,7 @@ pub(crate) static KINDS: [KindSpec; 67] = [
     KindSpec {
         group: t("resource.k8s.io"), resource: t("resourceslices"), singular: t("resourceslice"),
         kind: t("ResourceSlice"), list_kind: t("ResourceSliceList"), namespaced: false,
-        short_names: Slice::EMPTY, categories: Slice::EMPTY,
+        returns_deleted: true, short_names: Slice::EMPTY, categories: Slice::EMPTY,
         storage_version: 0, stored_as: None,
         versions: Slice::Static(&[
             VersionSpec {

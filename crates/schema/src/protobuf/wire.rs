@@ -1,4 +1,4 @@
-//! Tags, varints and lengths.
+//! Tags, varints and lengths; the writers serve other protobuf messages as well.
 
 use super::{MAX_DEPTH, ProtobufError};
 
@@ -95,7 +95,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-pub(super) fn put_varint(mut value: u64, out: &mut Vec<u8>) {
+/// Appends a varint.
+pub fn put_varint(mut value: u64, out: &mut Vec<u8>) {
     while value >= 0x80 {
         out.push((value & 0x7f) as u8 | 0x80);
         value >>= 7;
@@ -107,11 +108,13 @@ pub(super) fn varint_length(value: u64) -> usize {
     (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
-pub(super) fn put_tag(number: u32, wire: u8, out: &mut Vec<u8>) {
+/// Appends a field number with its wire type.
+pub fn put_tag(number: u32, wire: u8, out: &mut Vec<u8>) {
     put_varint(u64::from(number) << 3 | u64::from(wire), out);
 }
 
-pub(super) fn put_bytes(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
+/// Appends a string, bytes or a finished message.
+pub fn put_bytes(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
     put_tag(number, BYTES, out);
     put_varint(bytes.len() as u64, out);
     out.extend_from_slice(bytes);
@@ -119,15 +122,11 @@ pub(super) fn put_bytes(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
 
 /// Writes a message of a length not known yet: one byte is held for the length, and the message moves up in
 /// the rare case that it needs more.
-pub(super) fn put_message<E>(
-    number: u32,
-    out: &mut Vec<u8>,
-    body: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
-) -> Result<(), E> {
+pub fn put_message<R>(number: u32, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>) -> R) -> R {
     put_tag(number, BYTES, out);
     let start = out.len() + 1;
     out.push(0);
-    body(out)?;
+    let result = body(out);
     let length = (out.len() - start) as u64;
     let extra = varint_length(length) - 1;
     if extra > 0 {
@@ -141,5 +140,5 @@ pub(super) fn put_message<E>(
         rest >>= 7;
     }
     out[start + extra - 1] &= 0x7f;
-    Ok(())
+    result
 }
