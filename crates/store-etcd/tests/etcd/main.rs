@@ -1,0 +1,5 @@
+//! The store against real etcd servers.
+
+mod cluster;
+mod members;
+mod suite;
