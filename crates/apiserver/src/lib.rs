@@ -9,4 +9,8 @@ pub mod attributes;
 pub mod authn;
 pub mod authz;
 pub mod objects;
+pub mod pki;
 pub mod status;
+#[cfg(test)]
+mod testing;
+pub mod tokens;

@@ -17,6 +17,19 @@ pub trait Objects: Send + Sync {
     /// All objects of a resource, in one namespace or (`None`) everywhere, in key order.
     fn list(&self, resource: &GroupResource, namespace: Option<&str>) -> Vec<Arc<Value>>;
 
+    /// Objects whose field at `path` is `value`. A store with an index on the field answers from it.
+    fn list_by_field(
+        &self,
+        resource: &GroupResource,
+        namespace: Option<&str>,
+        path: &[&str],
+        value: &str,
+    ) -> Vec<Arc<Value>> {
+        let mut objects = self.list(resource, namespace);
+        objects.retain(|object| object.str_at(path) == value);
+        objects
+    }
+
     /// A number that changes whenever any object of the resource does; what compiled caches are keyed by.
     fn version(&self, resource: &GroupResource) -> u64;
 }
