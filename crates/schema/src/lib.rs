@@ -4,9 +4,11 @@
 
 pub mod apply;
 pub mod canonical;
+pub mod crd;
 pub mod decode;
 pub mod defaulting;
 mod go_text;
 pub mod patch;
 pub mod protobuf;
 pub mod types;
+pub mod validate;

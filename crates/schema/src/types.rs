@@ -5,7 +5,9 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use regex::Regex;
 
 /// A pointer into a committed table, or a shared run-time value.
 pub enum Ptr<T: 'static> {
@@ -176,6 +178,10 @@ pub enum ListKind {
 /// Value validation of custom resources, as in OpenAPI v3.
 #[derive(Debug, Clone, Default)]
 pub struct Validation {
+    /// No `type` is declared: the shape says what to do with values that fit, and others are welcome too.
+    pub untyped: bool,
+    /// Members that must be there, in the order the schema names them.
+    pub required: Vec<Text>,
     pub format: Option<Text>,
     pub minimum: Option<f64>,
     pub exclusive_minimum: bool,
@@ -198,6 +204,8 @@ pub struct Validation {
     pub not: Option<Box<Schema>>,
     /// `x-kubernetes-validations`.
     pub rules: Vec<ValidationRule>,
+    /// `pattern`, compiled when it is first needed.
+    pub(crate) regex: OnceLock<Option<Regex>>,
 }
 
 /// One `x-kubernetes-validations` entry.

@@ -18,6 +18,7 @@ use serde_json::Value;
 
 pub use element::Element;
 pub use set::Set;
+pub(crate) use typed::item_element;
 
 use crate::canonical;
 use crate::decode::{self, Strictness};

@@ -77,7 +77,7 @@ pub(super) fn item_schema(schema: Option<&Schema>) -> Option<&Schema> {
 }
 
 /// What names an item of a set or keyed list; the error is upstream's text.
-pub(super) fn item_element(list: &ListShape, item: &Value) -> Result<Element, String> {
+pub(crate) fn item_element(list: &ListShape, item: &Value) -> Result<Element, String> {
     let keys = match &list.kind {
         ListKind::Map(keys) => keys,
         _ => {

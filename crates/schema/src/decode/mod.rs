@@ -5,7 +5,7 @@
 //! resources (objects without a name) keep what they have for the validator to judge.
 
 mod json;
-mod path;
+pub(crate) mod path;
 mod scalar;
 mod scan;
 mod value;
@@ -68,6 +68,11 @@ pub fn yaml(bytes: &[u8], schema: &Schema, strictness: Strictness) -> Result<Dec
 /// Brings an already parsed value (after a patch, say) into canonical types.
 pub fn value(value: Value, schema: &Schema, strictness: Strictness) -> Result<Decoded, DecodeError> {
     value::decode(value, schema, strictness, Vec::new())
+}
+
+/// Drops what the schema of a custom resource, or of a part of one, does not know; the problems name it.
+pub fn prune(value: Value, schema: &Schema) -> Result<Decoded, DecodeError> {
+    value::prune(value, schema)
 }
 
 /// Parses any JSON, integers kept, nesting bounded.

@@ -18,6 +18,12 @@ pub(super) fn decode(
     walk.findings.finish(if kept { value } else { Value::Null })
 }
 
+pub(super) fn prune(mut value: Value, schema: &Schema) -> Result<Decoded, DecodeError> {
+    let mut walk = Walk { findings: Findings::new(Strictness::Warn, Vec::new()), depth: 0 };
+    walk.value(&mut value, schema, true, &Path::ROOT)?;
+    walk.findings.finish(value)
+}
+
 struct Walk {
     findings: Findings,
     depth: usize,
