@@ -5,6 +5,7 @@ pub mod discovery;
 #[rustfmt::skip]
 mod generated;
 pub mod openapi;
+pub mod printers;
 pub mod spec;
 mod table;
 

@@ -360,9 +360,9 @@ pub(crate) static KINDS: [KindSpec; 67] = [
                 ]),
                 columns: Slice::Static(&[
                     column("Name", "string", "name", 0),
-                    column("Age", "string", "", 0),
                     column("Request", "string", "", 0),
                     column("Limit", "string", "", 0),
+                    column("Age", "string", "", 0),
                 ]),
             },
         ]),
