@@ -13,7 +13,9 @@ mod discovery;
 mod enqueue;
 mod hash;
 mod manager;
+mod node_fit;
 mod pods;
+mod revisions;
 mod service_pods;
 
 pub use config::Config;

@@ -1,5 +1,7 @@
 //! The table of controllers. To add one: a module, a row here, and its role in the bootstrap policy.
 
+mod cronjob;
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod endpointslice;
@@ -8,6 +10,7 @@ mod namespace;
 mod replicaset;
 mod root_ca_publisher;
 mod serviceaccount;
+mod statefulset;
 
 use std::fmt;
 use std::future::Future;
@@ -55,6 +58,9 @@ pub static CONTROLLERS: &[ControllerSpec] = &[
     row("garbage-collector-controller", &["garbagecollector"], "generic-garbage-collector", |c| {
         boxed(garbagecollector::run(c))
     }),
+    row("statefulset-controller", &["statefulset"], "statefulset-controller", |c| boxed(statefulset::run(c))),
+    row("daemonset-controller", &["daemonset"], "daemon-set-controller", |c| boxed(daemonset::run(c))),
+    row("cronjob-controller", &["cronjob"], "cronjob-controller", |c| boxed(cronjob::run(c))),
 ];
 
 impl fmt::Debug for ControllerSpec {

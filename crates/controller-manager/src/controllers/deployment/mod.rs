@@ -18,6 +18,7 @@ use reconcile::object::{controller_of, resource_version_of};
 use reconcile::{Action, Informer, ReconcileError, Reconciler, SharedClock};
 
 use self::plan::{Plan, Step, plan};
+pub(super) use self::rolling::scaled;
 use crate::context::{Context, api};
 use crate::pods::{self, key, name, uid};
 use crate::{claims, enqueue, hash};

@@ -55,7 +55,7 @@ impl Limits {
 }
 
 /// A number, or a percentage of `total`.
-pub(crate) fn scaled(value: &IntOrString, total: i32, round_up: bool) -> i32 {
+pub(in crate::controllers) fn scaled(value: &IntOrString, total: i32, round_up: bool) -> i32 {
     match value {
         IntOrString::Int(number) => *number,
         IntOrString::String(text) => {
