@@ -117,7 +117,7 @@ impl Managed {
                 && let Some(merged) = self.remove(&manager)
                 && let Some(entry) = self.entries.iter_mut().find(|entry| entry.manager == bucket)
             {
-                entry.set = entry.set.union(&merged.set);
+                entry.set = std::mem::take(&mut entry.set).union(merged.set);
                 // The time of what was merged in is the more recent one.
                 entry.time = merged.time;
                 count -= 1;

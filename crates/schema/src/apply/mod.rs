@@ -12,6 +12,7 @@ mod typed;
 mod validate;
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -127,15 +128,14 @@ fn record(live: Option<&Value>, new: &Value, managed: Managed, context: &Context
     let manager = Manager::new(context.manager, false, context.api_version, context.subresource);
     let comparison = typed::compare(&live, new, context.schema).without(context.reset_fields);
     take_from_others(&mut managed, None, &live, new, &comparison, context);
-    let set = comparison.modified.union(&comparison.added);
-    let set = set.recursive_difference(context.reset_fields).difference(&stripped());
+    let set = comparison.modified.union(comparison.added).difference(&STRIPPED);
     if !set.is_empty() {
         let previous = managed.remove(&manager).map(|entry| entry.set).unwrap_or_default();
         managed.entries.push(Entry {
             manager,
             api_version: context.api_version.to_owned(),
             time: managed::stamp(context.now),
-            set: set.union(&previous),
+            set: set.union(previous),
         });
     }
     managed.cap();
@@ -242,7 +242,7 @@ fn apply_once(
     }
     let changed = *live != new;
     for entry in managed.entries.iter_mut().filter(|entry| entry.manager == manager) {
-        entry.set = entry.set.difference(&stripped());
+        entry.set = std::mem::take(&mut entry.set).difference(&STRIPPED);
         if changed {
             entry.time = managed::stamp(context.now);
         }
@@ -278,12 +278,14 @@ fn take_from_others(
         if comparison.is_empty() {
             return !entry.set.is_empty();
         }
-        let lost = entry.set.intersection(&comparison.modified.union(&comparison.added));
+        let lost = entry.set.intersection(&comparison.modified);
+        let lost = lost.union(entry.set.intersection(&comparison.added));
+        let mut set = std::mem::take(&mut entry.set);
         if !lost.is_empty() {
             conflicts.push((entry.manager.clone(), lost.paths()));
-            entry.set = entry.set.difference(&lost);
+            set = set.difference(&lost);
         }
-        entry.set = entry.set.difference(&comparison.removed);
+        entry.set = set.difference(&comparison.removed);
         !entry.set.is_empty()
     });
     conflicts.sort_by(|a, b| a.0.cmp(&b.0));
@@ -313,7 +315,7 @@ fn prune(merged: Value, managed: &Managed, last: &Entry, context: &Context<'_>) 
     let mut at_version = last.api_version.as_str();
     for version in versions {
         let owned = managed.entries.iter().filter(|entry| entry.api_version == version);
-        let owned = owned.fold(Set::default(), |all, entry| all.union(&entry.set));
+        let owned = owned.fold(Set::default(), |all, entry| all.union(entry.set.clone()));
         let converted = if version == at_version {
             Some((base.clone(), pruned.clone(), schema.clone()))
         } else {
@@ -323,7 +325,7 @@ fn prune(merged: Value, managed: &Managed, last: &Entry, context: &Context<'_>) 
         };
         let Some((full, cut, schema)) = converted else { continue };
         let named = |value: &Value| typed::field_set(value, &schema).with_named_fields(Some(&schema));
-        let kept = named(&cut).union(&owned.with_named_fields(Some(&schema)));
+        let kept = named(&cut).union(owned.with_named_fields(Some(&schema)));
         pruned = typed::remove(full.clone(), &named(&full).difference(&kept), &schema);
         at_version = version;
     }
@@ -429,7 +431,7 @@ fn take_managed_fields(object: &mut Value) {
 }
 
 /// Fields that nobody owns.
-fn stripped() -> Set {
+static STRIPPED: LazyLock<Set> = LazyLock::new(|| {
     Set::of_fields(&[
         &["apiVersion"],
         &["kind"],
@@ -444,7 +446,7 @@ fn stripped() -> Set {
         &["metadata", "managedFields"],
         &["metadata", "resourceVersion"],
     ])
-}
+});
 
 fn conflict_message(conflicts: &[Conflict]) -> String {
     if let [only] = conflicts {

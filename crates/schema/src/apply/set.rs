@@ -1,6 +1,7 @@
 //! Sets of fields (`FieldsV1`).
 
 use std::cmp::Ordering;
+use std::iter::Peekable;
 
 use serde_json::{Map, Value};
 
@@ -113,54 +114,71 @@ impl Set {
 
     /// What is in either.
     #[must_use]
-    pub fn union(&self, other: &Self) -> Self {
-        let pick = |a: Option<&Node>, b: Option<&Node>| match (a, b) {
-            (Some(a), Some(b)) => Some(Node {
-                element: a.element.clone(),
-                member: a.member || b.member,
-                children: a.children.union(&b.children),
-            }),
-            (one, None) | (None, one) => one.cloned(),
-        };
-        self.zip(other, pick)
+    pub fn union(self, other: Self) -> Self {
+        if self.is_empty() || other.is_empty() {
+            return if self.is_empty() { other } else { self };
+        }
+        let mut nodes = Vec::with_capacity(self.nodes.len() + other.nodes.len());
+        let (mut left, mut right) = (self.nodes.into_iter().peekable(), other.nodes.into_iter().peekable());
+        loop {
+            let order = match (left.peek(), right.peek()) {
+                (None, None) => return Self { nodes },
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some(a), Some(b)) => a.element.cmp(&b.element),
+            };
+            match order {
+                Ordering::Less => nodes.extend(left.next()),
+                Ordering::Greater => nodes.extend(right.next()),
+                Ordering::Equal => nodes.extend(left.next().zip(right.next()).map(|(a, b)| Node {
+                    element: a.element,
+                    member: a.member || b.member,
+                    children: a.children.union(b.children),
+                })),
+            }
+        }
     }
 
     /// What is in both.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
-        self.zip(other, |a, b| {
-            let (a, b) = (a?, b?);
+        let mut right = other.nodes.iter().peekable();
+        let nodes = self.nodes.iter().filter_map(|a| {
+            let b = advance(&mut right, &a.element)?;
             let children = a.children.intersection(&b.children);
-            Some(Node { element: a.element.clone(), member: a.member && b.member, children })
-        })
+            let node = Node { element: a.element.clone(), member: a.member && b.member, children };
+            (!node.is_empty()).then_some(node)
+        });
+        Self { nodes: nodes.collect() }
     }
 
     /// What is in this one but not in the other; children of what is in the other stay.
     #[must_use]
-    pub fn difference(&self, other: &Self) -> Self {
-        self.zip(other, |a, b| {
-            let a = a?;
-            let Some(b) = b else { return Some(a.clone()) };
-            let children = a.children.difference(&b.children);
-            Some(Node { element: a.element.clone(), member: a.member && !b.member, children })
-        })
+    pub fn difference(mut self, other: &Self) -> Self {
+        let mut right = other.nodes.iter().peekable();
+        self.nodes.retain_mut(|a| {
+            if let Some(b) = advance(&mut right, &a.element) {
+                a.member &= !b.member;
+                a.children = std::mem::take(&mut a.children).difference(&b.children);
+            }
+            !a.is_empty()
+        });
+        self
     }
 
     /// What is in this one and not at or below anything in the other.
     #[must_use]
-    pub fn recursive_difference(&self, other: &Self) -> Self {
-        self.zip(other, |a, b| {
-            let a = a?;
-            match b {
-                None => Some(a.clone()),
-                Some(b) if b.member => None,
-                Some(b) => Some(Node {
-                    element: a.element.clone(),
-                    member: a.member,
-                    children: a.children.recursive_difference(&b.children),
-                }),
+    pub fn recursive_difference(mut self, other: &Self) -> Self {
+        let mut right = other.nodes.iter().peekable();
+        self.nodes.retain_mut(|a| match advance(&mut right, &a.element) {
+            None => true,
+            Some(b) if b.member => false,
+            Some(b) => {
+                a.children = std::mem::take(&mut a.children).recursive_difference(&b.children);
+                !a.is_empty()
             }
-        })
+        });
+        self
     }
 
     /// Adds the declared fields on the way to every path: `spec` for `spec.replicas`.
@@ -197,23 +215,12 @@ impl Set {
     fn position(&self, element: &Element) -> Result<usize, usize> {
         self.nodes.binary_search_by(|node| node.element.cmp(element))
     }
+}
 
-    /// Walks both in order; keeps what `pick` returns, unless it is empty.
-    fn zip(&self, other: &Self, pick: impl Fn(Option<&Node>, Option<&Node>) -> Option<Node>) -> Self {
-        let (mut left, mut right) = (self.nodes.iter().peekable(), other.nodes.iter().peekable());
-        let mut nodes = Vec::new();
-        loop {
-            let order = match (left.peek(), right.peek()) {
-                (None, None) => return Self { nodes },
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (Some(a), Some(b)) => a.element.cmp(&b.element),
-            };
-            let a = if order.is_le() { left.next() } else { None };
-            let b = if order.is_ge() { right.next() } else { None };
-            nodes.extend(pick(a, b).filter(|node| !node.is_empty()));
-        }
-    }
+/// The node of that element, with all before it passed over.
+fn advance<'a>(nodes: &mut Peekable<std::slice::Iter<'a, Node>>, element: &Element) -> Option<&'a Node> {
+    while nodes.next_if(|node| node.element < *element).is_some() {}
+    nodes.next_if(|node| node.element == *element)
 }
 
 fn below_set(below: &Map<String, Value>) -> Option<Set> {

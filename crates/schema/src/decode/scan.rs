@@ -2,8 +2,6 @@
 
 use std::borrow::Cow;
 
-use memchr::memchr2;
-
 /// Where the scanner stands in its input.
 pub(super) struct Scanner<'a> {
     bytes: &'a [u8],
@@ -84,45 +82,36 @@ impl<'a> Scanner<'a> {
     /// A string without its quotes. Bytes that are no UTF-8 become U+FFFD.
     pub(super) fn string(&mut self) -> Result<Cow<'a, str>> {
         self.at += 1;
-        let rest = &self.bytes[self.at..];
-        let Some(end) = memchr2(b'"', b'\\', rest) else {
-            self.check_controls(rest)?;
-            self.at = self.bytes.len();
-            return Err(self.unexpected("in string literal"));
-        };
-        self.check_controls(&rest[..end])?;
-        self.at += end;
-        let head = String::from_utf8_lossy(&rest[..end]);
-        if rest[end] == b'"' {
+        let head = self.plain();
+        if self.bytes.get(self.at) == Some(&b'"') {
             self.at += 1;
             return Ok(head);
         }
         let mut text = head.into_owned();
-        self.escaped_rest(&mut text)?;
-        Ok(Cow::Owned(text))
-    }
-
-    /// The rest of a string from its first escape on.
-    fn escaped_rest(&mut self, text: &mut String) -> Result<()> {
         loop {
             match self.bytes.get(self.at) {
                 Some(b'"') => {
                     self.at += 1;
-                    return Ok(());
+                    return Ok(Cow::Owned(text));
                 }
                 Some(b'\\') => {
                     self.at += 1;
-                    self.escape(text)?;
+                    self.escape(&mut text)?;
                 }
-                Some(_) => {
-                    let rest = &self.bytes[self.at..];
-                    let end = memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
-                    self.check_controls(&rest[..end])?;
-                    text.push_str(&String::from_utf8_lossy(&rest[..end]));
-                    self.at += end;
-                }
-                None => return Err(self.unexpected("in string literal")),
+                _ => return Err(self.unexpected("in string literal")),
             }
+            text.push_str(&self.plain());
+        }
+    }
+
+    /// Text up to a quote, a backslash, a control character or the end.
+    fn plain(&mut self) -> Cow<'a, str> {
+        let rest = &self.bytes[self.at..];
+        let length = plain_length(rest);
+        self.at += length;
+        match std::str::from_utf8(&rest[..length]) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => String::from_utf8_lossy(&rest[..length]),
         }
     }
 
@@ -179,16 +168,6 @@ impl<'a> Scanner<'a> {
             self.at += 1;
         }
         Ok(unit)
-    }
-
-    fn check_controls(&mut self, part: &[u8]) -> Result<()> {
-        match part.iter().position(|b| *b < 0x20) {
-            None => Ok(()),
-            Some(offset) => {
-                self.at += offset;
-                Err(self.unexpected("in string literal"))
-            }
-        }
     }
 
     /// Opens an array or object.
@@ -294,4 +273,26 @@ impl<'a> Scanner<'a> {
         };
         SyntaxError(format!("invalid character {quoted} {context}"))
     }
+}
+
+/// How many bytes come before one that ends plain text in a string, eight at a time.
+fn plain_length(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    const HIGH: u64 = ONES << 7;
+    let has_zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGH;
+    let mut length = 0;
+    for chunk in bytes.chunks_exact(8) {
+        let mut word = [0; 8];
+        word.copy_from_slice(chunk);
+        let word = u64::from_le_bytes(word);
+        let control = word.wrapping_sub(ONES * 0x20) & !word & HIGH;
+        let quote = has_zero(word ^ (ONES * u64::from(b'"')));
+        let backslash = has_zero(word ^ (ONES * u64::from(b'\\')));
+        if control | quote | backslash != 0 {
+            break;
+        }
+        length += 8;
+    }
+    let ends = |byte: &u8| *byte < 0x20 || *byte == b'"' || *byte == b'\\';
+    length + bytes[length..].iter().position(ends).unwrap_or(bytes.len() - length)
 }
