@@ -4,6 +4,8 @@
 //! Pure functions over rows. A custom resource brings the schema its author wrote, through [`RawSchema`]; all
 //! else comes from the tables.
 
+#[cfg(feature = "descriptions")]
+mod descriptions;
 mod gnostic;
 mod paths;
 mod schemas;

@@ -128,3 +128,15 @@ fn the_protobuf_form_names_every_definition() {
         assert!(bytes.windows(framed.len()).any(|window| window == framed), "{name}");
     }
 }
+
+#[cfg(feature = "descriptions")]
+#[test]
+fn types_and_fields_are_described() {
+    let document = v3(&all(), "", "v1", &|_, _| None).expect("core");
+    let schemas = &document["components"]["schemas"];
+    let container = &schemas["io.k8s.api.core.v1.Container"];
+    assert!(container["description"].is_string());
+    assert!(container["properties"]["image"]["description"].is_string());
+    let spec = &schemas["io.k8s.api.core.v1.Pod"]["properties"]["spec"];
+    assert!(spec["description"].is_string() && spec["$ref"].is_null(), "a reference has no siblings");
+}

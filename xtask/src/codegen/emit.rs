@@ -40,6 +40,8 @@ pub(super) fn write(
     }
     save("index", index(definitions))?;
     save("resources", resource_table(sources, resources)?)?;
+    let roots = directory.join("../../build/roots.rs");
+    fs::write(&roots, described(resources)).with_context(|| format!("cannot write {}", roots.display()))?;
     let mut names: BTreeSet<&str> = modules.keys().map(String::as_str).collect();
     names.extend(["index", "resources"]);
     let text = names.iter().map(|name| format!("pub(crate) mod {name};\n")).collect();
@@ -178,6 +180,29 @@ fn constant(name: &str) -> String {
         text.extend(letter.to_uppercase());
     }
     text
+}
+
+/// The types whose descriptions, and those of all they hold, the build script collects.
+fn described(resources: &[Resource]) -> String {
+    let mut names: BTreeSet<String> = ["DeleteOptions", "ListMeta", "Status"]
+        .map(|name| format!("apimachinery::pkg::apis::meta::v1::{name}"))
+        .into();
+    for version in resources.iter().flat_map(|resource| &resource.versions) {
+        let subresources =
+            version.subresources.iter().filter_map(|subresource| subresource.definition.as_ref());
+        names.extend(
+            subresources
+                .chain([&version.definition])
+                .map(|name| format!("{}::{}", name.package.replace('/', "::").replace('-', "_"), name.name)),
+        );
+    }
+    let mut text = HEADER.to_owned();
+    text.push_str("use k8s_openapi::schemars::SchemaGenerator;\n\n");
+    text.push_str("pub(crate) fn describe(generator: &mut SchemaGenerator) {\n");
+    for name in names {
+        text.push_str(&format!("    generator.subschema_for::<k8s_openapi::{name}>();\n"));
+    }
+    text + "}\n"
 }
 
 /// Definition names in order, for binary search.

@@ -146,6 +146,12 @@ impl Schemas {
                 .map(|(group, version, kind)| json!({"group": group, "version": version, "kind": kind}));
             definition.insert("x-kubernetes-group-version-kind".to_owned(), gvks.collect());
         }
+        #[cfg(feature = "descriptions")]
+        {
+            let descriptions = super::descriptions::Descriptions::unpack();
+            let wrap = self.flavor == Flavor::V3;
+            self.found.iter_mut().for_each(|(name, definition)| descriptions.add(name, definition, wrap));
+        }
         Value::Object(self.found.into_iter().collect())
     }
 
