@@ -12,7 +12,10 @@ pub(super) fn parse(text: &str) -> Result<LabelSelector, SelectorError> {
             Kind::End => break,
             Kind::Word | Kind::Not => {}
             _ => {
-                return refuse(format!("found '{}', expected: !, identifier, or 'end of string'", token.text));
+                return refuse(format!(
+                    "found '{}', expected: !, identifier, or 'end of string'",
+                    token.text
+                ));
             }
         }
         let requirement = parser.requirement();

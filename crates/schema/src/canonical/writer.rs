@@ -101,6 +101,8 @@ fn write_number(number: &Number, out: &mut Vec<u8>) {
     } else if let Some(number) = number.as_u64() {
         out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     } else if let Some(float) = number.as_f64() {
+        // Adding zero makes minus zero plain.
+        let float = float + 0.0;
         let plain = float == 0.0 || (1e-6..1e21).contains(&float.abs());
         let text = if plain { format!("{float}") } else { format!("{float:e}") };
         match text.split_once('e') {
