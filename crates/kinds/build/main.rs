@@ -3,6 +3,7 @@
 
 #[cfg(feature = "descriptions")]
 #[rustfmt::skip]
+#[expect(clippy::too_many_lines, reason = "generated, one line a type")]
 mod roots;
 
 fn main() {

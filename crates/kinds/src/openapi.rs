@@ -86,8 +86,11 @@ fn collect(flavor: Flavor, rows: &[Row<'_>], raw: RawSchema<'_>) -> (Value, Valu
             None => schemas.built_in(spec, row),
         };
         for subresource in row.subresources.iter() {
-            if let Some(schema) = subresource.schema.as_ref().filter(|_| custom.is_none()) {
-                schemas.want(schema);
+            // Custom resources exchange a built-in kind too: `Scale`.
+            let name =
+                subresource.schema.as_ref().and_then(|schema| schema.object()).map(|object| &*object.name);
+            if let Some(schema) = name.and_then(crate::schema_of) {
+                schemas.want(&Ptr::Static(schema));
                 schemas.kind(schema, spec, row, subresource);
             }
         }
