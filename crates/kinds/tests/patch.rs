@@ -155,3 +155,79 @@ fn merge_patches_follow_the_rfc() {
     }
     assert!(patch::merge_patch(&mut json!({}), json!([])).is_err());
 }
+
+fn deployment_spec() -> &'static schema::types::Schema {
+    kinds::schema_of("io.k8s.api.apps.v1.DeploymentSpec").expect("a deployment's spec")
+}
+
+#[test]
+fn two_way_patches_say_the_difference() {
+    let before = json!({"replicas": 1, "paused": true, "template": {"metadata": {"finalizers": ["a", "b"]}, "spec": {
+        "containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "1"}, {"name": "c", "args": ["x"]}],
+    }}, "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}});
+    let after = json!({"replicas": 2, "template": {"metadata": {"finalizers": ["c", "b"]}, "spec": {
+        "containers": [{"name": "c", "args": ["y"]}, {"name": "a", "image": "1"}, {"name": "d"}],
+    }}, "strategy": {"type": "Recreate"}});
+    let patch = patch::create_two_way(&before, &after, deployment_spec()).unwrap();
+    assert_eq!(
+        patch,
+        json!({
+            "replicas": 2,
+            "paused": null,
+            "template": {
+                "metadata": {
+                    "finalizers": ["c"],
+                    "$deleteFromPrimitiveList/finalizers": ["a"],
+                    "$setElementOrder/finalizers": ["c", "b"],
+                },
+                "spec": {
+                    "$setElementOrder/containers": [{"name": "c"}, {"name": "a"}, {"name": "d"}],
+                    "containers": [{"name": "c", "args": ["y"]}, {"name": "d"}, {"name": "b", "$patch": "delete"}],
+                },
+            },
+            "strategy": {"$retainKeys": ["type"], "type": "Recreate", "rollingUpdate": null},
+        })
+    );
+    let mut document = before;
+    patch::strategic(&mut document, patch, deployment_spec()).unwrap();
+    assert_eq!(document, after);
+}
+
+#[test]
+fn three_way_patches_keep_what_others_set() {
+    let original = json!({"replicas": 1, "minReadySeconds": 1, "template": {"spec": {"containers": [
+        {"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}, {"name": "gone", "image": "1"},
+    ]}}});
+    let modified = json!({"replicas": 3, "template": {"spec": {"containers": [{"name": "a", "image": "2", "env": []}]}}});
+    let current = json!({"replicas": 2, "minReadySeconds": 1, "paused": true, "template": {"spec": {"containers": [
+        {"name": "a", "image": "1", "imagePullPolicy": "Always", "env": [{"name": "X", "value": "1"}, {"name": "Y", "value": "2"}]},
+        {"name": "sidecar", "image": "s"}, {"name": "gone", "image": "1"},
+    ]}}});
+    let patch = patch::create_three_way(&original, &modified, &current, deployment_spec()).unwrap();
+    let mut document = current;
+    patch::strategic(&mut document, patch, deployment_spec()).unwrap();
+    assert_eq!(
+        document,
+        json!({"replicas": 3, "paused": true, "template": {"spec": {"containers": [
+            {"name": "a", "image": "2", "imagePullPolicy": "Always", "env": [{"name": "Y", "value": "2"}]},
+            {"name": "sidecar", "image": "s"},
+        ]}}})
+    );
+    let again = patch::create_three_way(&modified, &modified, &document, deployment_spec()).unwrap();
+    let mut same = document.clone();
+    patch::strategic(&mut same, again, deployment_spec()).unwrap();
+    assert_eq!(same, document);
+}
+
+#[test]
+fn three_way_merge_patches_do_the_same_without_keys() {
+    let (original, modified) = (json!({"a": 1, "b": {"c": 1, "d": 1}}), json!({"b": {"c": 2}, "l": [1]}));
+    let current = json!({"a": 1, "b": {"c": 1, "d": 1, "e": 1}, "f": 1});
+    let patch = patch::create_three_way_merge(&original, &modified, &current).unwrap();
+    assert_eq!(patch, json!({"a": null, "b": {"c": 2, "d": null}, "l": [1]}));
+    assert_eq!(
+        patch::create_merge(&original, &modified),
+        json!({"a": null, "b": {"c": 2, "d": null}, "l": [1]})
+    );
+    assert_eq!(patch::create_merge(&original, &original), json!({}));
+}

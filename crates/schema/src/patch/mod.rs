@@ -1,11 +1,13 @@
 //! The three patch formats a server must merge itself: JSON patch, merge patch, strategic merge patch.
 //! Their results are foreign values again: run [`crate::decode::value`] over them.
 
+mod diff;
 mod strategic;
 
 use json_patch::PatchOperation;
 use serde_json::{Map, Value};
 
+pub use diff::{create_merge, create_three_way, create_three_way_merge, create_two_way};
 pub use strategic::strategic;
 
 /// Upstream refuses longer JSON patches.

@@ -6,13 +6,22 @@ use super::{PatchError, describe, discard_nulls};
 use crate::go_text;
 use crate::types::{PatchStrategy, Schema, Shape};
 
-const DIRECTIVE: &str = "$patch";
-const RETAIN_KEYS: &str = "$retainKeys";
-const DELETE_PRIMITIVES: &str = "$deleteFromPrimitiveList";
-const ELEMENT_ORDER: &str = "$setElementOrder";
+pub(super) const DIRECTIVE: &str = "$patch";
+pub(super) const RETAIN_KEYS: &str = "$retainKeys";
+pub(super) const DELETE_PRIMITIVES: &str = "$deleteFromPrimitiveList";
+pub(super) const ELEMENT_ORDER: &str = "$setElementOrder";
 
-type Object = Map<String, Value>;
-type Result<T> = std::result::Result<T, PatchError>;
+pub(super) type Object = Map<String, Value>;
+pub(super) type Result<T> = std::result::Result<T, PatchError>;
+
+/// What a patch is merged into.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Target {
+    /// An object: directives are obeyed and gone.
+    Document,
+    /// Another patch: directives and nulls stay for when that is applied.
+    Patch,
+}
 
 /// Applies a strategic merge patch to an object of a built-in kind.
 pub fn strategic(document: &mut Value, patch: Value, schema: &Schema) -> Result<()> {
@@ -21,7 +30,7 @@ pub fn strategic(document: &mut Value, patch: Value, schema: &Schema) -> Result<
     }
     match (std::mem::take(document), patch) {
         (Value::Object(original), Value::Object(patch)) => {
-            *document = Value::Object(merge_object(original, patch, schema)?);
+            *document = Value::Object(merge_object(original, patch, schema, Target::Document)?);
             Ok(())
         }
         _ => Err(bad_request("invalid JSON document")),
@@ -29,13 +38,13 @@ pub fn strategic(document: &mut Value, patch: Value, schema: &Schema) -> Result<
 }
 
 /// How one field merges.
-struct FieldMeta<'a> {
-    schema: &'a Schema,
-    strategy: PatchStrategy,
-    merge_key: &'a str,
+pub(super) struct FieldMeta<'a> {
+    pub(super) schema: &'a Schema,
+    pub(super) strategy: PatchStrategy,
+    pub(super) merge_key: &'a str,
 }
 
-fn lookup<'a>(schema: &'a Schema, key: &str) -> Result<FieldMeta<'a>> {
+pub(super) fn lookup<'a>(schema: &'a Schema, key: &str) -> Result<FieldMeta<'a>> {
     match &schema.shape {
         Shape::Object(object) => match object.field(key) {
             Some(field) => Ok(FieldMeta {
@@ -56,14 +65,19 @@ fn lookup<'a>(schema: &'a Schema, key: &str) -> Result<FieldMeta<'a>> {
     }
 }
 
-fn item_schema(schema: &Schema) -> &Schema {
+pub(super) fn item_schema(schema: &Schema) -> &Schema {
     match &schema.shape {
         Shape::List(list) => &list.item,
         _ => schema,
     }
 }
 
-fn merge_object(mut original: Object, mut patch: Object, schema: &Schema) -> Result<Object> {
+pub(super) fn merge_object(
+    mut original: Object,
+    mut patch: Object,
+    schema: &Schema,
+    target: Target,
+) -> Result<Object> {
     if let Some(directive) = patch.remove(DIRECTIVE) {
         return match directive.as_str() {
             Some("replace") => Ok(patch),
@@ -71,23 +85,32 @@ fn merge_object(mut original: Object, mut patch: Object, schema: &Schema) -> Res
             _ => Err(bad_directive(&directive, &patch)),
         };
     }
-    retain_keys(&mut original, &mut patch)?;
-    merge_ordered_lists(&mut original, &mut patch, schema)?;
+    retain_keys(&mut original, &mut patch, target)?;
+    merge_ordered_lists(&mut original, &mut patch, schema, target)?;
     for (key, mut value) in patch {
         let deletes = strip_prefix(&key, DELETE_PRIMITIVES, "invalid patch format of primitive list")?;
         let deletes_from_list = deletes.is_some();
+        if deletes_from_list && target == Target::Patch {
+            original.insert(key, value);
+            continue;
+        }
         let key = match deletes {
             Some(key) => key.to_owned(),
             None => key,
         };
         if value.is_null() {
-            original.remove(&key);
+            match target {
+                Target::Document => drop(original.remove(&key)),
+                Target::Patch => drop(original.insert(key, value)),
+            }
             continue;
         }
         let current = original.get_mut(&key).filter(|current| same_type(current, &value));
         let Some(current) = current else {
             if !deletes_from_list {
-                discard_nulls(&mut value);
+                if target == Target::Document {
+                    discard_nulls(&mut value);
+                }
                 put_without_directives(&mut original, key, value);
             }
             continue;
@@ -98,12 +121,12 @@ fn merge_object(mut original: Object, mut patch: Object, schema: &Schema) -> Res
                 *current = Value::Object(if meta.strategy.replace {
                     patch
                 } else {
-                    merge_object(inner, patch, meta.schema)?
+                    merge_object(inner, patch, meta.schema, target)?
                 });
             }
             (Value::Array(items), Value::Array(patch)) => {
                 let meta = lookup(schema, &key)?;
-                *current = Value::Array(merge_list(items, patch, &meta, deletes_from_list)?);
+                *current = Value::Array(merge_list(items, patch, &meta, deletes_from_list, target)?);
             }
             (_, value) => *current = value,
         }
@@ -112,8 +135,12 @@ fn merge_object(mut original: Object, mut patch: Object, schema: &Schema) -> Res
 }
 
 /// `$retainKeys`: members of the object that it does not name go.
-fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<()> {
+fn retain_keys(original: &mut Object, patch: &mut Object, target: Target) -> Result<()> {
     let Some(keys) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
+    if target == Target::Patch {
+        original.insert(RETAIN_KEYS.to_owned(), keys);
+        return Ok(());
+    }
     let malformed = || bad_request("invalid patch format of retainKeys");
     let keys = keys.as_array().ok_or_else(malformed)?;
     let named = |name: &str| keys.iter().any(|key| key.as_str() == Some(name));
@@ -129,12 +156,22 @@ fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<()> {
 
 /// `$setElementOrder/x`: merges the list it belongs to, then puts the items in that order, with items that only
 /// the server has where they were.
-fn merge_ordered_lists(original: &mut Object, patch: &mut Object, schema: &Schema) -> Result<()> {
+fn merge_ordered_lists(
+    original: &mut Object,
+    patch: &mut Object,
+    schema: &Schema,
+    target: Target,
+) -> Result<()> {
     let directives: Vec<String> =
         patch.keys().filter(|key| key.starts_with(ELEMENT_ORDER)).cloned().collect();
     for directive in directives {
         let order = patch.remove(&directive).unwrap_or_default();
         let malformed = "invalid patch format of setElementOrder list";
+        if target == Target::Patch
+            && original.insert(directive.clone(), order.clone()).is_some_and(|old| old != order)
+        {
+            return Err(bad_request(malformed));
+        }
         let order = list_of(order)?;
         let key = strip_prefix(&directive, ELEMENT_ORDER, malformed)?.unwrap_or_default();
         let current = original.remove(key).map(list_of).transpose()?;
@@ -150,7 +187,9 @@ fn merge_ordered_lists(original: &mut Object, patch: &mut Object, schema: &Schem
                 Some(Value::Array(items)) => items,
                 _ => continue,
             },
-            (Some(current), Some(patched)) if meta.strategy.merge => merge_items(current, patched, &meta)?,
+            (Some(current), Some(patched)) if meta.strategy.merge => {
+                merge_items(current, patched, &meta, target)?
+            }
             (Some(_), Some(patched)) => patched,
         };
         let items = order_items(merged, &order, &server_order, meta.merge_key)?;
@@ -193,6 +232,7 @@ fn merge_list(
     patch: Vec<Value>,
     meta: &FieldMeta<'_>,
     deletes: bool,
+    target: Target,
 ) -> Result<Vec<Value>> {
     if deletes {
         element_kind(&current, &patch)?;
@@ -202,11 +242,16 @@ fn merge_list(
         return Ok(patch);
     }
     let meta = FieldMeta { schema: item_schema(meta.schema), ..*meta };
-    merge_items(current, patch, &meta)
+    merge_items(current, patch, &meta, target)
 }
 
 /// Merges a list whose strategy is merge. `meta.schema` is the items'.
-fn merge_items(mut current: Vec<Value>, patch: Vec<Value>, meta: &FieldMeta<'_>) -> Result<Vec<Value>> {
+fn merge_items(
+    mut current: Vec<Value>,
+    patch: Vec<Value>,
+    meta: &FieldMeta<'_>,
+    target: Target,
+) -> Result<Vec<Value>> {
     if current.is_empty() && patch.is_empty() {
         return Ok(current);
     }
@@ -240,7 +285,7 @@ fn merge_items(mut current: Vec<Value>, patch: Vec<Value>, meta: &FieldMeta<'_>)
         match (found, item) {
             (Some(slot), Value::Object(patch)) => {
                 if let Value::Object(object) = std::mem::take(slot) {
-                    *slot = Value::Object(merge_object(object, patch, meta.schema)?);
+                    *slot = Value::Object(merge_object(object, patch, meta.schema, target)?);
                 }
             }
             (_, item) => current.push(item),
@@ -277,30 +322,38 @@ fn apply_list_directives(
     Ok(if replace { (plain, Vec::new()) } else { (current, plain) })
 }
 
-/// Items named by `order` in its sequence, the server's others among them where the server had them.
-fn order_items(items: Vec<Value>, order: &[Value], server_order: &[Value], key: &str) -> Result<Vec<Value>> {
+/// Items named by `order` in its sequence, the server's others among them where the server had them. Items that only
+/// say what to delete come last of their kind.
+pub(super) fn order_items(
+    items: Vec<Value>,
+    order: &[Value],
+    server_order: &[Value],
+    key: &str,
+) -> Result<Vec<Value>> {
     let (mut named, mut others) = (Vec::new(), Vec::new());
     for item in items {
-        let at = position(order, &item, key)?;
-        match at {
-            Some(at) => named.push((at, item)),
-            None => others.push((position(server_order, &item, key)?.unwrap_or(usize::MAX), item)),
+        let deletes = item.get(DIRECTIVE).is_some_and(|directive| directive == "delete");
+        let last = |at: usize| if deletes { usize::MAX } else { at };
+        match position(order, &item, key)? {
+            Some(at) => named.push((last(at), item)),
+            None => others.push((last(position(server_order, &item, key)?.unwrap_or(usize::MAX)), item)),
         }
     }
     named.sort_by_key(|(at, _)| *at);
     others.sort_by_key(|(at, _)| *at);
     let mut out = Vec::with_capacity(named.len() + others.len());
-    let mut others = others.into_iter().peekable();
+    let mut others = others.into_iter().map(|(_, item)| item).peekable();
     for (_, item) in named {
         let at = position(server_order, &item, key)?;
-        while let Some((before, _)) = others.peek()
-            && at.is_some_and(|at| *before < at)
-        {
-            out.extend(others.next().map(|(_, item)| item));
+        while let (Some(at), Some(other)) = (at, others.peek()) {
+            if position(server_order, other, key)?.is_none_or(|before| before >= at) {
+                break;
+            }
+            out.extend(others.next());
         }
         out.push(item);
     }
-    out.extend(others.map(|(_, item)| item));
+    out.extend(others);
     Ok(out)
 }
 
@@ -313,7 +366,7 @@ fn position(list: &[Value], item: &Value, key: &str) -> Result<Option<usize>> {
 }
 
 /// The merge key's value, or the item itself in a list of scalars.
-fn key_of<'a>(item: &'a Value, key: &str) -> Result<&'a Value> {
+pub(super) fn key_of<'a>(item: &'a Value, key: &str) -> Result<&'a Value> {
     if key.is_empty() {
         return Ok(item);
     }
@@ -338,7 +391,7 @@ fn key_stub(item: &Value, key: &str) -> Value {
 }
 
 /// What the items are; they must all be alike, and no lists.
-fn element_kind(current: &[Value], patch: &[Value]) -> Result<&'static str> {
+pub(super) fn element_kind(current: &[Value], patch: &[Value]) -> Result<&'static str> {
     let mut kinds = current.iter().chain(patch).map(describe);
     let first = kinds.next().unwrap_or("object");
     if let Some(other) = kinds.find(|kind| *kind != first) {
