@@ -94,10 +94,9 @@ impl ApiError {
         failure(401, "Unauthorized", "Unauthorized".to_owned(), None)
     }
 
-    /// `the server does not allow this method on the requested resource`, in upstream's words.
-    pub fn method_not_supported(resource: &GroupResource, action: &str) -> Self {
-        let message = format!("{action} is not supported on resources of kind \"{resource}\"");
-        failure(405, "MethodNotAllowed", message, of(resource, ""))
+    pub fn method_not_allowed() -> Self {
+        let message = "the server does not allow this method on the requested resource".to_owned();
+        failure(405, "MethodNotAllowed", message, Some(StatusDetails::default()))
     }
 
     /// No such path.

@@ -29,12 +29,14 @@ pub enum KeyError {
 }
 
 /// Signs tokens.
+#[derive(Clone)]
 pub struct SigningKey {
     algorithm: Algorithm,
     key: EncodingKey,
     public: PublicKey,
 }
 
+#[derive(Clone)]
 /// Verifies tokens; an entry of the published key set.
 pub struct PublicKey {
     id: String,

@@ -1,0 +1,196 @@
+//! `coracle up`: the whole cluster in one process.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use apiserver::assembly::{ApiServer, Config};
+use apiserver::authn::request_header::RequestHeaderOptions;
+use apiserver::authn::union::Anonymous;
+use apiserver::extensions::Version;
+use apiserver::front::listen;
+use apiserver::pki::{Pki, PkiOptions};
+use apiserver::tokens::TokenConfig;
+use clap::Args;
+use store_embedded::{EmbeddedStore, Options};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long running requests may take when the server stops.
+const DRAIN: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// Where the cluster keeps its state, certificates and images.
+    #[arg(long, default_value = "/var/lib/coracle")]
+    data_dir: PathBuf,
+    /// The port of the API server; 0 lets the system choose.
+    #[arg(long, default_value_t = 6443)]
+    secure_port: u16,
+    /// The address the API server listens on.
+    #[arg(long, default_value = "127.0.0.1")]
+    bind_address: IpAddr,
+    /// Write a kubeconfig for the administrator here.
+    #[arg(long)]
+    write_kubeconfig: Option<PathBuf>,
+    /// Run no node: no containers, no network, no root needed.
+    #[arg(long)]
+    no_node: bool,
+    /// Addresses of services.
+    #[arg(long, default_value = "10.96.0.0/12")]
+    service_cidr: String,
+    /// Do not wait for the disk; for clusters that may be thrown away.
+    #[arg(long)]
+    unsafe_no_fsync: bool,
+}
+
+impl Up {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let started = Instant::now();
+        tracing_subscriber::fmt()
+            .with_env_filter(
+                tracing_subscriber::EnvFilter::try_from_env("CORACLE_LOG")
+                    .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+            )
+            .with_writer(std::io::stderr)
+            .init();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(self.serve(started))
+    }
+
+    async fn serve(self, started: Instant) -> anyhow::Result<()> {
+        let shutdown = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let store = EmbeddedStore::open(
+            self.data_dir.join("state"),
+            Options { fsync: !self.unsafe_no_fsync, ..Options::default() },
+        )
+        .with_context(|| format!("cannot open cluster state in {}", self.data_dir.display()))?;
+        let listener = TcpListener::bind((self.bind_address, self.secure_port))
+            .await
+            .with_context(|| format!("cannot listen on {}:{}", self.bind_address, self.secure_port))?;
+        let port = listener.local_addr()?.port();
+        let service_ip = first_service_ip(&self.service_cidr)?;
+        let now = jiff::Timestamp::now();
+        let pki = Pki::ensure(
+            &PkiOptions {
+                directory: self.data_dir.join("pki"),
+                service_ip,
+                cluster_domain: "cluster.local".to_owned(),
+                server_names: vec![self.bind_address.to_string(), "127.0.0.1".to_owned()],
+            },
+            now,
+        )?;
+        let advertise = if self.bind_address.is_unspecified() {
+            IpAddr::V4(Ipv4Addr::LOCALHOST)
+        } else {
+            self.bind_address
+        };
+        let url = format!("https://{advertise}:{port}");
+        let config = self.config(&pki, Arc::new(store), service_ip, advertise, port);
+        let api = ApiServer::start(config, &tasks, &shutdown).await?;
+        let tls =
+            listen::tls_config(pki.apiserver.certificate_pem.as_bytes(), pki.apiserver.key_pem.as_bytes())?;
+        let serving = listen::serve(listener, tls, Arc::clone(api.server()), DRAIN, shutdown.child_token());
+        let serving = tokio::spawn(serving);
+        let admin = pki.client("admin", "kubernetes-admin", Some("system:masters"), now)?;
+        let kubeconfig = pki.kubeconfig(&url, "coracle", "kubernetes-admin", &admin);
+        write_private(&self.data_dir.join("admin.conf"), &kubeconfig)?;
+        if let Some(path) = &self.write_kubeconfig {
+            write_private(path, &kubeconfig)?;
+        }
+        api.ready().await;
+        super::say(&format!("coracle is ready at {url} after {} ms", started.elapsed().as_millis()));
+        wait_for_signal().await?;
+        shutdown.cancel();
+        serving.await?;
+        tasks.close();
+        tokio::time::timeout(DRAIN, tasks.wait()).await.ok();
+        Ok(())
+    }
+
+    fn config(
+        &self,
+        pki: &Pki,
+        store: Arc<EmbeddedStore>,
+        service_ip: IpAddr,
+        advertise: IpAddr,
+        port: u16,
+    ) -> Config {
+        let issuer = "https://kubernetes.default.svc.cluster.local".to_owned();
+        Config {
+            store,
+            shared_store: false,
+            client_ca: Some(pki.authority.certificate_pem().to_owned()),
+            request_header: Some((
+                pki.front_proxy_authority.certificate_pem().to_owned(),
+                RequestHeaderOptions::default(),
+            )),
+            tokens: TokenConfig {
+                api_audiences: vec![issuer.clone()],
+                jwks_uri: format!("https://{advertise}:{port}/openid/v1/jwks"),
+                issuers: vec![issuer],
+                public_keys: vec![Arc::new(pki.service_account_key.public().clone())],
+                signing_key: Some(Arc::new(pki.service_account_key.clone())),
+                max_expiration: None,
+                extend_expiration: true,
+            },
+            static_tokens: None,
+            anonymous: Anonymous::Allowed,
+            authorization_modes: vec!["Node".to_owned(), "RBAC".to_owned()],
+            plugins: Vec::new(),
+            kubelet_client: Some((
+                pki.kubelet_client.certificate_pem.clone(),
+                pki.kubelet_client.key_pem.clone(),
+            )),
+            kubelet_ca: Some(pki.authority.certificate_pem().to_owned()),
+            service_ip,
+            service_cidrs: vec![self.service_cidr.clone()],
+            advertise_address: advertise,
+            port,
+            version: version(),
+        }
+    }
+}
+
+fn version() -> Version {
+    Version { major: "1", minor: "36", git_version: format!("v1.36.0+coracle-{}", env!("CARGO_PKG_VERSION")) }
+}
+
+/// The first address of the range, which is the API server's own service.
+fn first_service_ip(cidr: &str) -> anyhow::Result<IpAddr> {
+    let (base, _) = cidr.split_once('/').context("--service-cidr must be address/bits")?;
+    Ok(match base.parse::<IpAddr>().context("--service-cidr")? {
+        IpAddr::V4(base) => IpAddr::V4(Ipv4Addr::from_bits(base.to_bits() + 1)),
+        IpAddr::V6(base) => IpAddr::V6(std::net::Ipv6Addr::from_bits(base.to_bits() + 1)),
+    })
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let draft = path.with_extension("new");
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&draft)
+        .with_context(|| format!("cannot write {}", draft.display()))?;
+    file.write_all(text.as_bytes())?;
+    std::fs::rename(&draft, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+async fn wait_for_signal() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
