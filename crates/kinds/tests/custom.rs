@@ -396,6 +396,19 @@ fn schemas_that_are_not_structural_are_refused() {
 }
 
 #[test]
+fn a_status_subresource_limits_the_root() {
+    let path = FieldPath::root("s");
+    let fine = json!({"type": "object", "properties": {}, "required": ["spec"], "nullable": false});
+    assert_eq!(crd::check_with_status(&fine, &path), None);
+    let error = crd::check_with_status(&json!({"type": "object", "anyOf": [{"required": ["a"]}]}), &path);
+    assert!(
+        error.is_some_and(|error| error.detail.starts_with("only [Description Type Format Title Maximum"))
+    );
+    let error = crd::check_with_status(&json!({"type": "array"}), &path).map(|error| error.path);
+    assert_eq!(error, Some(path.child("type")));
+}
+
+#[test]
 fn custom_resources_are_applied_by_their_list_types() {
     let schema = schema(object(json!({
         "n": {"type": "integer"},

@@ -187,6 +187,17 @@ fn yaml_decodes_as_json_does() {
 }
 
 #[test]
+fn doubled_fields_of_patches_are_found() {
+    let text = br#"{"spec":{"a":1,"a":2},"l":[{"b":1,"b":1}]}"#;
+    let decoded = decode::patch_json(text, Strictness::Warn).unwrap();
+    assert_eq!(decoded.problems, [r#"duplicate field "spec.a""#, r#"duplicate field "l[0].b""#]);
+    assert!(decode::patch_json(text, Strictness::Strict).is_err());
+    assert!(decode::patch_json(text, Strictness::Ignore).unwrap().problems.is_empty());
+    assert!(decode::patch_yaml(b"a: 1\na: 2\n", Strictness::Strict).is_err());
+    assert_eq!(decode::patch_yaml(b"a: 1\na: 2\n", Strictness::Ignore).unwrap().value, json!({"a": 2}));
+}
+
+#[test]
 fn the_type_is_read_without_the_rest() {
     let (api_version, kind) =
         decode::type_meta(br#"{"spec":{"kind":1},"kind":"Pod","apiVersion":"v1"}"#).unwrap();

@@ -111,7 +111,7 @@ pub fn regex_error(message: &str, regex: &str, examples: &[&str]) -> String {
         return format!("{message} (regex used for validation is '{regex}')");
     }
     let examples: Vec<String> = examples.iter().map(|example| format!("'{example}', ")).collect();
-    format!("{message} (e.g. {}regex used for validation is '{regex}')", examples.join("or "))
+    format!("{message} (e.g. {}regex used for validation is '{regex}')", examples.join(" or "))
 }
 
 fn is_label_text(text: &str) -> bool {
@@ -144,7 +144,7 @@ mod tests {
             label_key("-a"),
             [
                 "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
-              alphanumeric character (e.g. 'MyName', or 'my.name', or '123-abc', regex used for validation is \
+              alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
               '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"
             ],
         );

@@ -46,6 +46,50 @@ pub fn check(props: &Value, metadata: &Ptr<Schema>, path: &FieldPath) -> Vec<Fie
     errors
 }
 
+/// What a root schema may hold when the status subresource is on, by the names upstream's message gives.
+const ROOT_WITH_STATUS: [(&str, &str); 22] = [
+    ("Description", "description"),
+    ("Type", "type"),
+    ("Format", "format"),
+    ("Title", "title"),
+    ("Maximum", "maximum"),
+    ("ExclusiveMaximum", "exclusiveMaximum"),
+    ("Minimum", "minimum"),
+    ("ExclusiveMinimum", "exclusiveMinimum"),
+    ("MaxLength", "maxLength"),
+    ("MinLength", "minLength"),
+    ("Pattern", "pattern"),
+    ("MaxItems", "maxItems"),
+    ("MinItems", "minItems"),
+    ("UniqueItems", "uniqueItems"),
+    ("MultipleOf", "multipleOf"),
+    ("Required", "required"),
+    ("Items", "items"),
+    ("Properties", "properties"),
+    ("ExternalDocs", "externalDocs"),
+    ("Example", "example"),
+    ("XPreserveUnknownFields", "x-kubernetes-preserve-unknown-fields"),
+    ("XValidations", "x-kubernetes-validations"),
+];
+
+/// What is wrong with `openAPIV3Schema` for a kind whose status is a subresource.
+pub fn check_with_status(props: &Value, path: &FieldPath) -> Option<FieldError> {
+    let object = props.as_object()?;
+    let r#type = text(object, "type");
+    if !r#type.is_empty() && r#type != "object" {
+        let detail = "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
+        return Some(FieldError::invalid(&path.child("type"), r#type, detail));
+    }
+    let allowed = |name: &str| ROOT_WITH_STATUS.iter().any(|(_, known)| *known == name);
+    let set = |value: &Value| !matches!(value, Value::Null | Value::Bool(false));
+    object.iter().find(|(name, value)| set(value) && !allowed(name))?;
+    let names = ROOT_WITH_STATUS.map(|(name, _)| name).join(" ");
+    let detail = format!(
+        "only [{names}] fields are allowed at the root of the schema if the status subresource is enabled"
+    );
+    Some(FieldError::invalid(path, props.clone(), detail))
+}
+
 /// Defaults must hold nothing unknown and be valid themselves.
 fn check_defaults(props: &Props, metadata: &Ptr<Schema>, path: &FieldPath, errors: &mut Vec<FieldError>) {
     if let Some(default) = props.get("default").filter(|default| !default.is_null()) {

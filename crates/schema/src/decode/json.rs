@@ -16,12 +16,12 @@ pub(super) fn decode(bytes: &[u8], schema: &Schema, strictness: Strictness) -> R
     decoder.findings.finish(value.unwrap_or_default())
 }
 
-pub(super) fn decode_any(bytes: &[u8]) -> Result<Value, DecodeError> {
-    let findings = Findings::new(Strictness::Ignore, Vec::new());
+pub(super) fn decode_any(bytes: &[u8], strictness: Strictness) -> Result<Decoded, DecodeError> {
+    let findings = Findings::new(strictness, Vec::new());
     let mut decoder = Decoder { scanner: Scanner::new(bytes), findings, depth: 0 };
-    let value = decoder.any(false, &Path::ROOT)?;
+    let value = decoder.any(strictness != Strictness::Ignore, &Path::ROOT)?;
     decoder.scanner.end()?;
-    decoder.findings.finish(value).map(|decoded| decoded.value)
+    decoder.findings.finish(value)
 }
 
 pub(super) fn type_meta(bytes: &[u8]) -> Result<(String, String), DecodeError> {

@@ -77,12 +77,23 @@ pub fn prune(value: Value, schema: &Schema) -> Result<Decoded, DecodeError> {
 
 /// Parses any JSON, integers kept, nesting bounded.
 pub fn any_json(bytes: &[u8]) -> Result<Value, DecodeError> {
-    json::decode_any(bytes)
+    json::decode_any(bytes, Strictness::Ignore).map(|decoded| decoded.value)
 }
 
 /// Parses any YAML into a JSON value.
 pub fn any_yaml(bytes: &[u8]) -> Result<Value, DecodeError> {
     yaml::parse(bytes, Strictness::Ignore).map(|(value, _)| value)
+}
+
+/// Parses the JSON of a patch; doubled fields are refused or reported as for objects.
+pub fn patch_json(bytes: &[u8], strictness: Strictness) -> Result<Decoded, DecodeError> {
+    json::decode_any(bytes, strictness)
+}
+
+/// Parses the YAML of a patch; doubled fields are refused or reported as for objects.
+pub fn patch_yaml(bytes: &[u8], strictness: Strictness) -> Result<Decoded, DecodeError> {
+    let (value, problems) = yaml::parse(bytes, strictness)?;
+    Findings::new(strictness, problems).finish(value)
 }
 
 /// `apiVersion` and `kind` of a JSON document, empty when they are not there.
