@@ -448,3 +448,72 @@ fn custom_resources_are_applied_by_their_list_types() {
     let dropped = apply::apply(Some(&live), &config(json!({"n": 1})), false, &context("a")).unwrap();
     assert_eq!(dropped["spec"], json!({"n": 1, "map": [{"k": "b", "v": "1"}], "any": {"x": {"z": 2}}}));
 }
+
+#[test]
+fn the_deepest_objects_fit_a_small_stack() {
+    let schema = schema(json!({"x-kubernetes-preserve-unknown-fields": true}));
+    let deep = |leaf: &str, depth: usize| {
+        let text = format!(
+            r#"{{"apiVersion":"e.com/v1","kind":"E","spec":{}{leaf}{}}}"#,
+            r#"{"a":"#.repeat(depth),
+            "}".repeat(depth)
+        );
+        decode::json(text.as_bytes(), &schema, Strictness::Strict).map(|decoded| decoded.value)
+    };
+    let run = || {
+        let (first, second) =
+            (deep("1", decode::MAX_DEPTH - 1).unwrap(), deep("2", decode::MAX_DEPTH - 1).unwrap());
+        assert!(deep("1", decode::MAX_DEPTH).is_err());
+        let reset = Set::default();
+        let context = |manager| apply::Context {
+            schema: &schema,
+            api_version: "e.com/v1",
+            kind: "E",
+            manager,
+            subresource: "",
+            now: "2024-01-01T00:00:00Z".parse().unwrap(),
+            reset_fields: &reset,
+            converter: &OneVersion,
+        };
+        let live = apply::apply(None, &first, false, &context("a")).unwrap();
+        assert!(apply::apply(Some(&live), &second, false, &context("b")).is_err());
+        let dropped = json!({"apiVersion": "e.com/v1", "kind": "E", "spec": {}});
+        let mut new = apply::apply(Some(&live), &dropped, false, &context("a")).unwrap();
+        apply::update(Some(&live), &mut new, &context("c"));
+        defaulting::apply(&mut new, &schema);
+        canonical::normalize(&mut new, &schema);
+        assert_eq!(validate::validate(&live, Some(&new), &schema), []);
+        assert!(!canonical::to_vec(&live, &schema).is_empty());
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(2 << 20);
+        thread.spawn_scoped(scope, run).unwrap().join().unwrap();
+    });
+}
+
+#[test]
+fn the_deepest_schemas_fit_a_small_stack() {
+    let run = || {
+        for (open, close) in [
+            (r#"{"type":"object","not":"#, "}"),
+            (r#"{"type":"array","items":"#, "}"),
+            (r#"{"type":"object","properties":{"a":"#, "}}"),
+            (r#"{"type":"object","allOf":["#, "]}"),
+        ] {
+            let nested = |depth: usize| {
+                let text = format!("{}{{}}{}", open.repeat(depth), close.repeat(depth));
+                decode::any_json(text.as_bytes()).unwrap()
+            };
+            let refusal = "s: Forbidden: must not be nested deeper than 200 levels".to_owned();
+            assert_eq!(check(nested(decode::MAX_DEPTH / close.len() - 1)), [refusal.clone()]);
+            let props = nested(crd::MAX_DEPTH / close.len() - 1);
+            assert!(!check(props.clone()).contains(&refusal));
+            let schema = crd::schema(&props, &metadata());
+            drop(validate::validate(&json!({"a": [[]]}), None, &schema));
+        }
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(2 << 20);
+        thread.spawn_scoped(scope, run).unwrap().join().unwrap();
+    });
+}

@@ -14,6 +14,9 @@ use crate::types::{
 };
 use crate::{canonical, validate};
 
+/// Schemas nested deeper, counted in JSON, are refused: every walk along a schema recurses. A property counts two.
+pub const MAX_DEPTH: usize = 200;
+
 /// `JSONSchemaProps` as JSON.
 type Props = Map<String, Value>;
 
@@ -22,7 +25,7 @@ type Props = Map<String, Value>;
 /// Expects what [`check`] found no fault with; what it would have refused is ignored.
 pub fn schema(props: &Value, metadata: &Ptr<Schema>) -> Schema {
     let empty = Props::new();
-    let props = props.as_object().unwrap_or(&empty);
+    let props = props.as_object().filter(|_| is_shallow(props, MAX_DEPTH)).unwrap_or(&empty);
     let mut schema = Builder { metadata }.schema(props);
     if let Shape::Object(object) = &mut schema.shape {
         Builder { metadata }.add_type_meta(object);
@@ -33,6 +36,12 @@ pub fn schema(props: &Value, metadata: &Ptr<Schema>) -> Schema {
 /// Everything that is wrong with `openAPIV3Schema` at `path`, the rules in CEL aside.
 pub fn check(props: &Value, metadata: &Ptr<Schema>, path: &FieldPath) -> Vec<FieldError> {
     let Some(object) = props.as_object() else { return Vec::new() };
+    if !is_shallow(props, MAX_DEPTH) {
+        return vec![FieldError::forbidden(
+            path,
+            format!("must not be nested deeper than {MAX_DEPTH} levels"),
+        )];
+    }
     let mut errors = Vec::new();
     if flag(object, "nullable") {
         errors.push(FieldError::forbidden(&path.child("nullable"), "nullable cannot be true at the root"));
@@ -103,6 +112,14 @@ fn check_defaults(props: &Props, metadata: &Ptr<Schema>, path: &FieldPath, error
     }
     for (path, props) in children(props, path) {
         check_defaults(props, metadata, &path, errors);
+    }
+}
+
+fn is_shallow(value: &Value, levels: usize) -> bool {
+    match value {
+        Value::Object(object) => levels > 0 && object.values().all(|value| is_shallow(value, levels - 1)),
+        Value::Array(items) => levels > 0 && items.iter().all(|value| is_shallow(value, levels - 1)),
+        _ => true,
     }
 }
 
@@ -294,7 +311,8 @@ impl Builder<'_> {
             let items = Props::from_iter([("items".to_owned(), props["items"].clone())]);
             validation.all_of.push(self.schema(&items));
         }
-        let plain = text(props, "type").is_empty() && matches!(self.shape(props), Shape::Any(_));
+        let shapes = ["properties", "additionalProperties", "items"];
+        let plain = shapes.iter().all(|name| !props.contains_key(*name));
         (!is_trivial(&validation, plain)).then_some(validation)
     }
 }
