@@ -1,16 +1,25 @@
 //! The table of controllers. To add one: a module, a row here, and its role in the bootstrap policy.
 
+mod clusterrole_aggregation;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod endpointslice;
 mod garbagecollector;
+mod job;
 mod namespace;
+mod nodelifecycle;
+mod podgc;
 mod replicaset;
+mod resourcequota;
 mod root_ca_publisher;
 mod serviceaccount;
 mod statefulset;
+mod tainteviction;
+mod ttl_after_finished;
+mod volumes;
 
 use std::fmt;
 use std::future::Future;
@@ -61,6 +70,41 @@ pub static CONTROLLERS: &[ControllerSpec] = &[
     row("statefulset-controller", &["statefulset"], "statefulset-controller", |c| boxed(statefulset::run(c))),
     row("daemonset-controller", &["daemonset"], "daemon-set-controller", |c| boxed(daemonset::run(c))),
     row("cronjob-controller", &["cronjob"], "cronjob-controller", |c| boxed(cronjob::run(c))),
+    row("job-controller", &["job"], "job-controller", |c| boxed(job::run(c))),
+    row("node-lifecycle-controller", &["nodelifecycle"], "node-controller", |c| boxed(nodelifecycle::run(c))),
+    row("taint-eviction-controller", &[], "node-controller", |c| boxed(tainteviction::run(c))),
+    row("pod-garbage-collector-controller", &["podgc"], "pod-garbage-collector", |c| boxed(podgc::run(c))),
+    row("ttl-after-finished-controller", &["ttl-after-finished"], "ttl-after-finished-controller", |c| {
+        boxed(ttl_after_finished::run(c))
+    }),
+    row(
+        "clusterrole-aggregation-controller",
+        &["clusterrole-aggregation"],
+        "clusterrole-aggregation-controller",
+        |c| boxed(clusterrole_aggregation::run(c)),
+    ),
+    row("disruption-controller", &["disruption"], "disruption-controller", |c| boxed(disruption::run(c))),
+    row("resourcequota-controller", &["resourcequota"], "resourcequota-controller", |c| {
+        boxed(resourcequota::run(c))
+    }),
+    row(
+        "persistentvolume-binder-controller",
+        &["persistentvolume-binder"],
+        "persistent-volume-binder",
+        |c| boxed(volumes::binder::run(c)),
+    ),
+    row(
+        "persistentvolumeclaim-protection-controller",
+        &["pvc-protection"],
+        "pvc-protection-controller",
+        |c| boxed(volumes::protection::run_for_claims(c)),
+    ),
+    row("persistentvolume-protection-controller", &["pv-protection"], "pv-protection-controller", |c| {
+        boxed(volumes::protection::run_for_volumes(c))
+    }),
+    row("ephemeral-volume-controller", &["ephemeral-volume"], "ephemeral-volume-controller", |c| {
+        boxed(volumes::ephemeral::run(c))
+    }),
 ];
 
 impl fmt::Debug for ControllerSpec {
