@@ -172,6 +172,11 @@ impl EmbeddedStore {
         self.shared.hub.state().live_bytes
     }
 
+    /// The newest revision.
+    pub fn newest(&self) -> Revision {
+        self.shared.hub.revision()
+    }
+
     /// The oldest revision that can still be read.
     pub fn compacted(&self) -> Revision {
         self.shared.hub.compacted()

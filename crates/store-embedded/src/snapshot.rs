@@ -43,7 +43,8 @@ pub(crate) fn read(path: &Path) -> Result<State, OpenError> {
         return Err(corrupt("not a snapshot"));
     };
     let mut loader = Loader { state: State::empty(), items: 0, headed: false, ended: false };
-    loop {
+    // What comes after the end is not ours: etcd's clients append padding and a checksum to a backup.
+    while !loader.ended {
         let (frame, size) = record::read_frame(&mut reader, salt, left).map_err(read_error)?;
         left -= size;
         match frame {
