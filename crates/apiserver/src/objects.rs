@@ -41,6 +41,10 @@ pub trait Writer: Send + Sync {
     async fn create(&self, resource: &GroupResource, object: Value) -> Result<Value, ApiError>;
     /// `object.metadata.resourceVersion`, when set, must match.
     async fn update(&self, resource: &GroupResource, object: Value) -> Result<Value, ApiError>;
+    /// Writes `object.status` only, where a resource has the subresource.
+    async fn update_status(&self, resource: &GroupResource, object: Value) -> Result<Value, ApiError> {
+        self.update(resource, object).await
+    }
     async fn delete(&self, resource: &GroupResource, namespace: &str, name: &str) -> Result<(), ApiError>;
 }
 

@@ -2,6 +2,9 @@
 //!
 //! Plugins run in upstream's order: all `admit` calls first, then (after validation) all `validate` calls.
 
+pub mod chain;
+pub mod plugins;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,6 +13,7 @@ use meta::names::{GroupResource, GroupVersionKind, GroupVersionResource};
 use serde_json::Value;
 
 use crate::attributes::UserInfo;
+use crate::objects::ObjectExt as _;
 use crate::status::ApiError;
 
 /// What a request does to an object, in admission's words.
@@ -76,5 +80,23 @@ impl Operation {
             Self::Delete => "DELETE",
             Self::Connect => "CONNECT",
         }
+    }
+}
+
+impl AdmissionRequest {
+    pub fn group_resource(&self) -> GroupResource {
+        GroupResource::new(self.resource.group.clone(), self.resource.resource.clone())
+    }
+
+    /// The refusal of a plugin: `pods "x" is forbidden: why`. A name that is not chosen yet is shown by its
+    /// beginning.
+    pub fn forbidden(&self, why: &str) -> ApiError {
+        ApiError::forbidden(&self.group_resource(), self.display_name(), why)
+    }
+
+    pub fn display_name(&self) -> &str {
+        let of_object = [self.object.meta_str("name"), self.object.meta_str("generateName")];
+        let names = [self.name.as_str()].into_iter().chain(of_object);
+        names.into_iter().find(|name| !name.is_empty()).unwrap_or("Unknown")
     }
 }

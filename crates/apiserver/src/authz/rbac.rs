@@ -338,8 +338,7 @@ impl Rule {
                 .resources
                 .iter()
                 .any(|rule| resource_matches(rule, &attributes.resource, &attributes.subresource))
-            && (self.resource_names.is_empty()
-                || self.resource_names.iter().any(|name| *name == attributes.name))
+            && (self.resource_names.is_empty() || self.resource_names.contains(&attributes.name))
     }
 }
 

@@ -10,7 +10,9 @@ pub const GROUP: &str = "flowcontrol.apiserver.k8s.io";
 pub const AUTOUPDATE_ANNOTATION: &str = "apf.kubernetes.io/autoupdate-spec";
 
 /// Name, shares, lendable percent, and queues with hand size; none rejects at once.
-const LEVELS: [(&str, u32, u32, Option<(u32, u32)>); 7] = [
+type Level = (&'static str, u32, u32, Option<(u32, u32)>);
+
+const LEVELS: [Level; 7] = [
     ("catch-all", 5, 0, None),
     ("system", 30, 33, Some((64, 6))),
     ("node-high", 40, 25, Some((64, 6))),

@@ -234,7 +234,7 @@ mod tests {
     async fn a_second_start_writes_nothing() {
         let store = FakeObjects::with(&[]);
         reconcile(&options(), store.as_ref(), store.as_ref()).await.unwrap();
-        assert_eq!(store.writes() as usize, objects(&options()).len());
+        assert_eq!(store.writes(), u64::try_from(objects(&options()).len()).unwrap());
         let writes = store.writes();
         reconcile(&options(), store.as_ref(), store.as_ref()).await.unwrap();
         assert_eq!(store.writes(), writes);

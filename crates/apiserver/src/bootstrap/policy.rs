@@ -186,7 +186,7 @@ mod tests {
             for rule in rules_of(&object) {
                 let resources = !rule.api_groups.is_empty() && !rule.resources.is_empty();
                 assert!(
-                    !rule.verbs.is_empty() && (resources != !rule.non_resource_urls.is_empty()),
+                    !rule.verbs.is_empty() && (resources == rule.non_resource_urls.is_empty()),
                     "{name}: {rule:?}"
                 );
             }
