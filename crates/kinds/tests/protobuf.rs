@@ -90,11 +90,11 @@ fn cut_and_scrambled_bytes_are_refused_or_read_but_never_panic() {
     let value = full(schema, schema, 4).expect("a pod");
     let mut bytes = Vec::new();
     encode(&value, schema, &mut bytes).expect("a pod");
-    for cut in 0..bytes.len() {
+    for cut in (0..bytes.len()).step_by(1 + bytes.len() / 500) {
         decode(&bytes[..cut], schema).err();
     }
     let mut state = 1_u32;
-    for _ in 0..1_000 {
+    for _ in 0..500 {
         let mut scrambled = bytes.clone();
         for _ in 0..4 {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
