@@ -134,6 +134,9 @@ fn json_patches_apply_in_order() {
     ] {
         assert!(matches!(patch::json_patch(&mut document.clone(), bad), Err(PatchError::Unprocessable(_))));
     }
+    let doubling =
+        Value::Array((0..100).map(|n| json!({"op": "copy", "from": "", "path": format!("/{n}")})).collect());
+    assert!(matches!(patch::json_patch(&mut document.clone(), doubling), Err(PatchError::CopyTooLarge(_))));
     let many = Value::Array(vec![json!({"op": "test", "path": "", "value": 1}); 10_001]);
     assert_eq!(patch::json_patch(&mut document, many), Err(PatchError::TooLarge(10_001)));
     assert!(matches!(patch::json_patch(&mut document, json!({})), Err(PatchError::BadRequest(_))));

@@ -1,5 +1,7 @@
 //! Refuses what cannot be applied: undeclared fields, wrong types, doubled items.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::typed::{Members, View, item_element, view};
@@ -69,7 +71,7 @@ fn walk_object(value: &Value, members: Members<'_>, path: &str, errors: &mut Vec
 
 fn walk_list(items: &[Value], list: &ListShape, schema: &Schema, path: &str, errors: &mut Vec<String>) {
     let keyed = matches!(view(schema, &Value::Null), View::List(_));
-    let mut seen = Vec::new();
+    let mut seen = BTreeSet::new();
     for (index, item) in items.iter().enumerate() {
         if !keyed {
             walk(item, &list.item, &format!("{path}[{index}]"), errors);
@@ -86,7 +88,7 @@ fn walk_list(items: &[Value], list: &ListShape, schema: &Schema, path: &str, err
             errors.push(format!("{path}: duplicate entries for key {element}"));
         }
         walk(item, &list.item, &format!("{path}{element}"), errors);
-        seen.push(element);
+        seen.insert(element);
     }
 }
 

@@ -13,6 +13,9 @@ pub use strategic::strategic;
 /// Upstream refuses longer JSON patches.
 pub const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
 
+/// How much `copy` operations may add to an object, as upstream's server has it.
+pub const MAX_JSON_PATCH_COPY_BYTES: usize = 3 << 20;
+
 /// Why a patch was not applied; `Display` is upstream's text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -23,6 +26,12 @@ pub enum PatchError {
     /// Too many operations (413).
     #[error("The allowed maximum operations in a JSON patch is {MAX_JSON_PATCH_OPERATIONS}, got {0}")]
     TooLarge(usize),
+    /// `copy` makes the object too large (413).
+    #[error(
+        "Unable to complete the copy, the accumulated size increase of copy is {0}, exceeding the limit \
+         {MAX_JSON_PATCH_COPY_BYTES}"
+    )]
+    CopyTooLarge(usize),
     /// The patch does not fit the object (422).
     #[error("{0}")]
     Unprocessable(String),
@@ -44,6 +53,7 @@ pub fn json_patch(document: &mut Value, patch: Value) -> Result<(), PatchError> 
     if operations.len() > MAX_JSON_PATCH_OPERATIONS {
         return Err(PatchError::TooLarge(operations.len()));
     }
+    let mut copied = 0;
     for operation in operations {
         let operation: PatchOperation = serde_json::from_value(operation)
             .map_err(|error| PatchError::Unprocessable(format!("invalid operation: {error}")))?;
@@ -53,6 +63,12 @@ pub fn json_patch(document: &mut Value, patch: Value) -> Result<(), PatchError> 
             && document.pointer(test.path.as_str()).is_none()
         {
             continue;
+        }
+        if let PatchOperation::Copy(copy) = &operation {
+            copied += document.pointer(copy.from.as_str()).map_or(0, |value| value.to_string().len());
+            if copied > MAX_JSON_PATCH_COPY_BYTES {
+                return Err(PatchError::CopyTooLarge(copied));
+            }
         }
         json_patch::patch_unsafe(document, std::slice::from_ref(&operation))
             .map_err(|error| PatchError::Unprocessable(error.to_string()))?;

@@ -1,5 +1,7 @@
 //! Strategic merge patch: lists merge by key where the schema says so, and directives steer the rest.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
 use super::{PatchError, describe, discard_nulls};
@@ -236,7 +238,8 @@ fn merge_list(
 ) -> Result<Vec<Value>> {
     if deletes {
         element_kind(&current, &patch)?;
-        return Ok(current.into_iter().filter(|item| !patch.contains(item)).collect());
+        let gone: HashSet<String> = patch.iter().map(Value::to_string).collect();
+        return Ok(current.into_iter().filter(|item| !gone.contains(&item.to_string())).collect());
     }
     if !meta.strategy.merge {
         return Ok(patch);
@@ -247,7 +250,7 @@ fn merge_list(
 
 /// Merges a list whose strategy is merge. `meta.schema` is the items'.
 fn merge_items(
-    mut current: Vec<Value>,
+    current: Vec<Value>,
     patch: Vec<Value>,
     meta: &FieldMeta<'_>,
     target: Target,
@@ -257,17 +260,9 @@ fn merge_items(
     }
     if element_kind(&current, &patch)? != "object" {
         let server_order = current.clone();
-        for item in &patch {
-            if !current.contains(item) {
-                current.push(item.clone());
-            }
-        }
-        let mut merged: Vec<Value> = Vec::with_capacity(current.len());
-        for item in current {
-            if !merged.contains(&item) {
-                merged.push(item);
-            }
-        }
+        let mut known = HashSet::new();
+        let both = current.into_iter().chain(patch.iter().cloned());
+        let merged = both.filter(|item| known.insert(item.to_string())).collect();
         return order_items(merged, &patch, &server_order, "");
     }
     let key = meta.merge_key;
@@ -279,16 +274,19 @@ fn merge_items(
     let (mut current, patch) = apply_list_directives(current, patch, key)?;
     let server_order: Vec<Value> = current.iter().map(|item| key_stub(item, key)).collect();
     let patch_order: Vec<Value> = patch.iter().map(|item| key_stub(item, key)).collect();
+    let mut places = Places::of(&current, key);
     for item in patch {
-        let wanted = key_of(&item, key)?.clone();
-        let found = current.iter_mut().find(|candidate| candidate.get(key) == Some(&wanted));
-        match (found, item) {
+        let found = places.find(&item)?;
+        match (found.and_then(|at| current.get_mut(at)), item) {
             (Some(slot), Value::Object(patch)) => {
                 if let Value::Object(object) = std::mem::take(slot) {
                     *slot = Value::Object(merge_object(object, patch, meta.schema, target)?);
                 }
             }
-            (_, item) => current.push(item),
+            (_, item) => {
+                places.push(&item);
+                current.push(item);
+            }
         }
     }
     order_items(current, &patch_order, &server_order, key)
@@ -301,16 +299,14 @@ fn apply_list_directives(
     key: &str,
 ) -> Result<(Vec<Value>, Vec<Value>)> {
     let (mut plain, mut replace) = (Vec::with_capacity(patch.len()), false);
+    let mut gone = HashSet::new();
     for item in patch {
         let Some(directive) = item.get(DIRECTIVE) else {
             plain.push(item);
             continue;
         };
         match directive.as_str() {
-            Some("delete") => {
-                let wanted = key_of(&item, key)?;
-                current.retain(|candidate| candidate.get(key) != Some(wanted));
-            }
+            Some("delete") => drop(gone.insert(key_of(&item, key)?.to_string())),
             Some("replace") => replace = true,
             Some("merge") => {
                 let message = "merging lists cannot yet be specified in the patch";
@@ -318,6 +314,9 @@ fn apply_list_directives(
             }
             _ => return Err(bad_directive(directive, item.as_object().unwrap_or(&Object::new()))),
         }
+    }
+    if !gone.is_empty() {
+        current.retain(|item| item.get(key).is_none_or(|value| !gone.contains(&value.to_string())));
     }
     Ok(if replace { (plain, Vec::new()) } else { (current, plain) })
 }
@@ -330,13 +329,14 @@ pub(super) fn order_items(
     server_order: &[Value],
     key: &str,
 ) -> Result<Vec<Value>> {
+    let (order, server_order) = (Places::of(order, key), Places::of(server_order, key));
     let (mut named, mut others) = (Vec::new(), Vec::new());
     for item in items {
         let deletes = item.get(DIRECTIVE).is_some_and(|directive| directive == "delete");
         let last = |at: usize| if deletes { usize::MAX } else { at };
-        match position(order, &item, key)? {
+        match order.find(&item)? {
             Some(at) => named.push((last(at), item)),
-            None => others.push((last(position(server_order, &item, key)?.unwrap_or(usize::MAX)), item)),
+            None => others.push((last(server_order.find(&item)?.unwrap_or(usize::MAX)), item)),
         }
     }
     named.sort_by_key(|(at, _)| *at);
@@ -344,9 +344,9 @@ pub(super) fn order_items(
     let mut out = Vec::with_capacity(named.len() + others.len());
     let mut others = others.into_iter().map(|(_, item)| item).peekable();
     for (_, item) in named {
-        let at = position(server_order, &item, key)?;
+        let at = server_order.find(&item)?;
         while let (Some(at), Some(other)) = (at, others.peek()) {
-            if position(server_order, other, key)?.is_none_or(|before| before >= at) {
+            if server_order.find(other)?.is_none_or(|before| before >= at) {
                 break;
             }
             out.extend(others.next());
@@ -357,12 +357,33 @@ pub(super) fn order_items(
     Ok(out)
 }
 
-fn position(list: &[Value], item: &Value, key: &str) -> Result<Option<usize>> {
-    if key.is_empty() {
-        return Ok(list.iter().position(|candidate| candidate == item));
+/// Where the items of a list are, by merge key; the first of doubles counts.
+struct Places<'a> {
+    key: &'a str,
+    places: HashMap<String, usize>,
+    length: usize,
+}
+
+impl<'a> Places<'a> {
+    fn of(items: &[Value], key: &'a str) -> Self {
+        let mut places = Self { key, places: HashMap::with_capacity(items.len()), length: 0 };
+        items.iter().for_each(|item| places.push(item));
+        places
     }
-    let wanted = key_of(item, key)?;
-    Ok(list.iter().position(|candidate| candidate.get(key) == Some(wanted)))
+
+    fn push(&mut self, item: &Value) {
+        if let Ok(key) = key_of(item, self.key) {
+            self.places.entry(key.to_string()).or_insert(self.length);
+        }
+        self.length += 1;
+    }
+
+    fn find(&self, item: &Value) -> Result<Option<usize>> {
+        if self.places.is_empty() {
+            return key_of(item, self.key).map(|_| None);
+        }
+        Ok(self.places.get(&key_of(item, self.key)?.to_string()).copied())
+    }
 }
 
 /// The merge key's value, or the item itself in a list of scalars.

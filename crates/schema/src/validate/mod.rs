@@ -5,6 +5,8 @@ mod formats;
 pub(crate) mod pattern;
 mod values;
 
+use std::collections::{BTreeMap, HashMap};
+
 use meta::field::{FieldError, FieldErrorKind, FieldPath};
 use serde_json::Value;
 
@@ -198,15 +200,16 @@ impl Outcome<'_> {
     }
 
     fn check_items(&mut self, items: &[Value], old: Option<&Value>, list: &ListShape, path: &Path<'_>) {
-        let old = match (&list.kind, old) {
-            (ListKind::Map(_), Some(Value::Array(old))) => Some(old),
-            _ => None,
+        // Items of keyed lists are known by their key, those of other lists by nothing.
+        let old: BTreeMap<_, _> = match (&list.kind, old) {
+            (ListKind::Map(_), Some(Value::Array(old))) => {
+                old.iter().filter_map(|item| Some((item_element(list, item).ok()?, item))).collect()
+            }
+            _ => BTreeMap::new(),
         };
         for (index, item) in items.iter().enumerate() {
-            let before = old.and_then(|old| {
-                let element = item_element(list, item).ok()?;
-                old.iter().find(|before| item_element(list, before).is_ok_and(|other| other == element))
-            });
+            let before = if old.is_empty() { None } else { item_element(list, item).ok() };
+            let before = before.and_then(|element| old.get(&element).copied());
             self.check(item, before, &list.item, &path.index(index));
         }
     }
@@ -313,19 +316,15 @@ impl Outcome<'_> {
             let detail = "must be an object for an array of list-type map".to_owned();
             return self.refuse(&path.index(index), FieldErrorKind::Invalid, items[index].clone(), detail);
         }
-        let mut seen: Vec<(Value, usize)> = Vec::new();
+        let mut seen: HashMap<String, usize> = HashMap::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
             let Some(identity) = identity(item) else { return };
-            match seen.iter_mut().find(|(known, _)| *known == identity) {
-                None => seen.push((identity, 1)),
-                Some((_, times)) => {
-                    *times += 1;
-                    // Further repetitions are not worth another error.
-                    if *times == 2 {
-                        let path = self.path(&path.index(index));
-                        self.errors.push(FieldError::duplicate(&path, identity));
-                    }
-                }
+            let times = seen.entry(identity.to_string()).or_default();
+            *times += 1;
+            // Further repetitions are not worth another error.
+            if *times == 2 {
+                let path = self.path(&path.index(index));
+                self.errors.push(FieldError::duplicate(&path, identity));
             }
         }
     }
