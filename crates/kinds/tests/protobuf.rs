@@ -27,7 +27,9 @@ fn full(schema: &Schema, parent: &Schema, depth: usize) -> Option<Value> {
         Shape::Any(AnyKind::SchemaOrArray) => json!([full(parent, parent, depth.checked_sub(1)?)?]),
         Shape::Any(AnyKind::SchemaOrStringArray) => json!(["x", "y"]),
         Shape::Object(object) => {
-            let depth = depth.checked_sub(1)?;
+            // The schemas of CRDs hold a dozen more of themselves.
+            let most = if object.name.ends_with(".JSONSchemaProps") { 2 } else { depth };
+            let depth = depth.min(most).checked_sub(1)?;
             let fields = object.fields.iter().filter(|field| field.number != 0);
             let fields = fields.filter_map(|field| {
                 let value = full(&field.schema, schema, depth)?;
@@ -68,7 +70,7 @@ fn every_kind_survives_the_round_trip() {
     for spec in builtin() {
         for version in spec.versions.iter() {
             let name = format!("{}/{} {}", spec.group, version.version, spec.kind);
-            let value = full(&version.schema, &version.schema, 9).expect("an object");
+            let value = full(&version.schema, &version.schema, 12).expect("an object");
             check_round_trip(&version.schema, &value, &name);
             check_round_trip(&version.schema, &Value::Object(Map::new()), &name);
         }
