@@ -150,6 +150,41 @@ fn resource() -> impl Strategy<Value = Value> {
     })
 }
 
+/// A pod with containers by name, each with some fields.
+fn containers() -> impl Strategy<Value = Value> {
+    let letters = |max: usize| prop::sample::subsequence(vec!["a", "b", "c", "d"], 0..=max).prop_shuffle();
+    let container = (prop::option::of("[xy]"), letters(2), letters(2)).prop_map(|(image, env, args)| {
+        let mut container = json!({"args": args});
+        if let Some(image) = image {
+            container["image"] = image.into();
+        }
+        if !env.is_empty() {
+            container["env"] = env.iter().map(|name| json!({"name": name, "value": name})).collect();
+        }
+        container
+    });
+    let containers = (letters(3), prop::collection::vec(container, 3)).prop_map(|(names, containers)| {
+        let named = names.into_iter().zip(containers).map(|(name, mut container)| {
+            container["name"] = name.into();
+            container
+        });
+        named.collect::<Vec<Value>>()
+    });
+    (containers, letters(3), prop::option::of("[xy]")).prop_map(|(containers, finalizers, node)| {
+        let mut pod = json!({"spec": {}, "metadata": {}});
+        if !containers.is_empty() {
+            pod["spec"]["containers"] = containers.into();
+        }
+        if !finalizers.is_empty() {
+            pod["metadata"]["finalizers"] = finalizers.into();
+        }
+        if let Some(node) = node {
+            pod["spec"]["nodeName"] = node.into();
+        }
+        pod
+    })
+}
+
 fn context<'a>(schema: &'a Schema, manager: &'a str, reset: &'a Set) -> Context<'a> {
     Context {
         schema,
@@ -225,6 +260,38 @@ proptest! {
                 prop_assert_eq!(document, once);
             }
         }
+    }
+
+    #[test]
+    fn patches_lead_from_one_object_to_the_other(from in containers(), to in containers()) {
+        let patch = patch::create_two_way(&from, &to, pod()).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        let mut reached = from.clone();
+        patch::strategic(&mut reached, patch, pod()).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        prop_assert_eq!(reached, to.clone());
+        let mut merged = from.clone();
+        patch::merge_patch(&mut merged, patch::create_merge(&from, &to)).expect("an object");
+        prop_assert_eq!(merged, to);
+    }
+
+    #[test]
+    fn three_way_patches_leave_what_is_wanted(
+        original in containers(), modified in containers(), current in containers(),
+    ) {
+        let patch = patch::create_three_way(&original, &modified, &current, pod());
+        let patch = patch.map_err(|error| TestCaseError::fail(error.to_string()))?;
+        let mut reached = current.clone();
+        patch::strategic(&mut reached, patch, pod()).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        let again = patch::create_three_way(&modified, &modified, &reached, pod());
+        let again = again.map_err(|error| TestCaseError::fail(error.to_string()))?;
+        let mut same = reached.clone();
+        patch::strategic(&mut same, again, pod()).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        prop_assert_eq!(&same, &reached);
+        let named = |object: &Value| -> Vec<Value> {
+            let list = object["spec"]["containers"].as_array();
+            list.into_iter().flatten().map(|item| item["name"].clone()).collect()
+        };
+        let order: Vec<Value> = named(&reached).into_iter().filter(|name| named(&modified).contains(name)).collect();
+        prop_assert_eq!(order, named(&modified));
     }
 
     #[test]

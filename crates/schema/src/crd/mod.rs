@@ -151,6 +151,13 @@ fn flag(props: &Props, name: &str) -> bool {
     props.get(name).and_then(Value::as_bool).unwrap_or_default()
 }
 
+static BOOL: Schema = Schema::of(Shape::Bool);
+static INT64: Schema = Schema::of(Shape::Int64);
+static FLOAT64: Schema = Schema::of(Shape::Float64);
+static STRING: Schema = Schema::of(Shape::String);
+static INT_OR_STRING: Schema = Schema::of(Shape::IntOrString);
+static ANY: Schema = Schema::of(Shape::Any(AnyKind::Unknown));
+
 struct Builder<'a> {
     metadata: &'a Ptr<Schema>,
 }
@@ -166,8 +173,21 @@ impl Builder<'_> {
         }
     }
 
+    /// Most properties are plain scalars, which all share one schema.
     fn shared(&self, props: &Props) -> Ptr<Schema> {
-        Ptr::Shared(self.schema(props).into())
+        let schema = self.schema(props);
+        if schema.nullable || schema.validation.is_some() {
+            return Ptr::Shared(schema.into());
+        }
+        match schema.shape {
+            Shape::Bool => Ptr::Static(&BOOL),
+            Shape::Int64 => Ptr::Static(&INT64),
+            Shape::Float64 => Ptr::Static(&FLOAT64),
+            Shape::String => Ptr::Static(&STRING),
+            Shape::IntOrString => Ptr::Static(&INT_OR_STRING),
+            Shape::Any(_) => Ptr::Static(&ANY),
+            _ => Ptr::Shared(schema.into()),
+        }
     }
 
     fn shape(&self, props: &Props) -> Shape {
@@ -192,7 +212,7 @@ impl Builder<'_> {
     fn list(&self, props: &Props) -> Shape {
         let item = match object(props, "items") {
             Some(items) => self.shared(items),
-            None => Ptr::Shared(Schema::of(Shape::Any(AnyKind::Unknown)).into()),
+            None => Ptr::Static(&ANY),
         };
         let kind = match text(props, "x-kubernetes-list-type") {
             "set" => ListKind::Set,
@@ -259,11 +279,10 @@ impl Builder<'_> {
 
     /// `apiVersion`, `kind` and the real `metadata`, whatever the schema says of them.
     fn add_type_meta(&self, object: &mut ObjectShape) {
-        let string = || Ptr::Shared(Schema::of(Shape::String).into());
         let known = |name: &str| object.field(name).map(|field| field.schema.clone());
         let type_meta = [
-            ("apiVersion", known("apiVersion").unwrap_or_else(string)),
-            ("kind", known("kind").unwrap_or_else(string)),
+            ("apiVersion", known("apiVersion").unwrap_or(Ptr::Static(&STRING))),
+            ("kind", known("kind").unwrap_or(Ptr::Static(&STRING))),
             ("metadata", self.metadata.clone()),
         ];
         let type_meta = type_meta.map(|(name, schema)| Field::optional(Text::Static(name), schema));
