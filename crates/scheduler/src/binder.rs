@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimConsumerReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
@@ -12,8 +13,12 @@ use meta::names::NamespacedName;
 use reconcile::{Informer, SharedClock};
 use serde_json::json;
 
+use crate::devices::HeldClaim;
 use crate::pod::{PodInfo, Uid};
 use crate::storage::{self, PreBind};
+
+/// Keeps a claim with devices from being deleted under its users.
+const CLAIM_FINALIZER: &str = "resource.kubernetes.io/delete-protection";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WriteError {
@@ -111,10 +116,44 @@ impl Writer {
                 api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
                 Ok(())
             }
+            PreBind::ReserveClaim { held, pod_name, pod_uid } => {
+                self.reserve_claim(&held, &pod_name, &pod_uid).await
+            }
             PreBind::AwaitClaims { namespace, names, timeout } => {
                 self.await_claims(&namespace, &names, timeout).await
             }
         }
+    }
+
+    /// Protects the claim from deletion first, then writes down what it has and who uses it.
+    async fn reserve_claim(&self, held: &HeldClaim, pod: &str, uid: &str) -> Result<(), WriteError> {
+        let claim = &held.claim;
+        let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
+        let name = claim.metadata.name.as_deref().unwrap_or_default();
+        let api: Api<ResourceClaim> = Api::namespaced(self.client.clone(), namespace);
+        let mut version = claim.metadata.resource_version.clone();
+        let mut finalizers = claim.metadata.finalizers.clone().unwrap_or_default();
+        if held.allocation.is_some() && !finalizers.iter().any(|own| own == CLAIM_FINALIZER) {
+            finalizers.push(CLAIM_FINALIZER.to_owned());
+            let patch = json!({"metadata": {"resourceVersion": version, "finalizers": finalizers}});
+            let written = api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+            version = written.metadata.resource_version;
+        }
+        let mut consumers =
+            claim.status.as_ref().and_then(|status| status.reserved_for.clone()).unwrap_or_default();
+        consumers.push(ResourceClaimConsumerReference {
+            api_group: None,
+            name: pod.to_owned(),
+            resource: "pods".to_owned(),
+            uid: uid.to_owned(),
+        });
+        let mut status = json!({"reservedFor": consumers});
+        if let Some(allocation) = &held.allocation {
+            status["allocation"] = json!(allocation);
+        }
+        let patch = json!({"metadata": {"resourceVersion": version}, "status": status});
+        api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
     }
 
     async fn await_claims(

@@ -21,7 +21,6 @@ const API_VERSION: &str = "kubescheduler.config.k8s.io/v1";
 #[derive(Debug, Clone)]
 pub struct Config {
     pub profiles: Vec<Framework>,
-    pub extenders: Vec<ExtenderConfig>,
     pub initial_backoff: Duration,
     pub max_backoff: Duration,
     /// Binding cycles under way at most.
@@ -63,33 +62,6 @@ impl Default for LeaderElection {
     }
 }
 
-/// A scheduler outside this one that is asked about nodes over HTTP.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct ExtenderConfig {
-    pub url_prefix: String,
-    pub filter_verb: String,
-    pub preempt_verb: String,
-    pub prioritize_verb: String,
-    pub weight: i64,
-    pub bind_verb: String,
-    #[serde(rename = "enableHTTPS")]
-    pub enable_https: bool,
-    pub tls_config: Option<Value>,
-    #[serde(deserialize_with = "go_duration::deserialize")]
-    pub http_timeout: Duration,
-    pub node_cache_capable: bool,
-    pub managed_resources: Vec<ManagedResource>,
-    pub ignorable: bool,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct ManagedResource {
-    pub name: String,
-    pub ignored_by_scheduler: bool,
-}
-
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -121,7 +93,7 @@ struct File {
     pod_initial_backoff_seconds: Option<i64>,
     pod_max_backoff_seconds: Option<i64>,
     profiles: Vec<Profile>,
-    extenders: Vec<ExtenderConfig>,
+    extenders: Vec<Value>,
     delay_cache_until_active: bool,
 }
 
@@ -200,15 +172,9 @@ impl Config {
             }
             profiles.push(framework);
         }
-        let binders = file.extenders.iter().filter(|extender| !extender.bind_verb.is_empty()).count();
-        if binders > 1 {
-            return Err(invalid("extenders", binders, "found multiple extenders implementing bind"));
-        }
-        for (at, extender) in file.extenders.iter().enumerate() {
-            if !extender.prioritize_verb.is_empty() && extender.weight <= 0 {
-                let path = format!("extenders[{at}].weight");
-                return Err(invalid(&path, extender.weight, "must have a positive weight applied to it"));
-            }
+        if !file.extenders.is_empty() {
+            // Ignoring them would put pods where their owner forbids it.
+            return Err(invalid("extenders", file.extenders.len(), "extenders are not supported"));
         }
         note_ignored(file.client_connection.is_some(), "clientConnection");
         note_ignored(file.enable_profiling.is_some(), "enableProfiling");
@@ -216,7 +182,6 @@ impl Config {
         note_ignored(file.delay_cache_until_active, "delayCacheUntilActive");
         Ok(Self {
             profiles,
-            extenders: file.extenders,
             initial_backoff: Duration::from_secs(initial),
             max_backoff: Duration::from_secs(max),
             max_bindings: 256,
@@ -455,6 +420,10 @@ impl Registry {
                 Arc::new(plugins::VolumeBinding { timeout: Duration::from_secs(timeout) })
             }
             "VolumeZone" => Arc::new(plugins::VolumeZone),
+            "DynamicResources" => {
+                self.args::<DynamicResourcesArgs>(name)?.check(path)?;
+                Arc::new(plugins::DynamicResources)
+            }
             PRIORITY_SORT => Arc::new(BuiltIn { name: PRIORITY_SORT, points: &[Point::QueueSort] }),
             DEFAULT_BINDER => Arc::new(BuiltIn { name: DEFAULT_BINDER, points: &[Point::Bind] }),
             DEFAULT_PREEMPTION => {
@@ -489,6 +458,23 @@ struct NodeAffinityArgs {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct VolumeBindingArgs {
     bind_timeout_seconds: Option<i64>,
+}
+
+/// Deciding about devices takes no waiting here, so the times only have to be readable.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct DynamicResourcesArgs {
+    filter_timeout: Option<String>,
+    binding_timeout: Option<String>,
+}
+
+impl DynamicResourcesArgs {
+    fn check(&self, path: &str) -> Result<(), ConfigError> {
+        for text in self.filter_timeout.iter().chain(&self.binding_timeout) {
+            meta::time::parse_duration(text).map_err(|error| invalid(path, text, &error.to_string()))?;
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

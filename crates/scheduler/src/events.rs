@@ -17,6 +17,7 @@ pub enum ClusterEvent<'a> {
     PodReleased(&'a PodInfo),
     Namespace(&'a str),
     Storage(StorageEvent),
+    Devices(DeviceEvent),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,4 +29,11 @@ pub enum StorageEvent {
     CsiDriver,
     Capacity,
     Attachment,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceEvent {
+    Claim,
+    Slice,
+    Class,
 }

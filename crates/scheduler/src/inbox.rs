@@ -25,6 +25,9 @@ pub(crate) enum Kind {
     CsiDriver,
     Capacity,
     Attachment,
+    ResourceClaim,
+    ResourceSlice,
+    DeviceClass,
 }
 
 pub(crate) type Key = (Kind, NamespacedName);

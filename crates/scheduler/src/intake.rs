@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use meta::names::NamespacedName;
 
-use crate::events::{ClusterEvent, StorageEvent};
+use crate::events::{ClusterEvent, DeviceEvent, StorageEvent};
 use crate::inbox::{Key, Kind};
 use crate::labels::{Labels, Selector};
 use crate::pod::PodInfo;
@@ -31,6 +31,7 @@ impl Scheduler {
                 let budget = self.watches.budgets.get(key);
                 self.snapshot.budgets.set(&key.namespace, &key.name, budget.as_deref());
             }
+            Kind::ResourceClaim | Kind::ResourceSlice | Kind::DeviceClass => self.take_in_device(*kind, key),
             _ => self.take_in_storage(*kind, key),
         }
     }
@@ -115,6 +116,26 @@ impl Scheduler {
             }
         };
         self.on_event(ClusterEvent::Storage(event));
+    }
+
+    fn take_in_device(&mut self, kind: Kind, key: &NamespacedName) {
+        let (devices, watches) = (&mut self.snapshot.devices, &self.watches);
+        let event = match kind {
+            Kind::ResourceClaim => {
+                devices
+                    .set_claim(format!("{}/{}", key.namespace, key.name), watches.resource_claims.get(key));
+                DeviceEvent::Claim
+            }
+            Kind::ResourceSlice => {
+                devices.set_slice(key.name.clone(), watches.resource_slices.get(key));
+                DeviceEvent::Slice
+            }
+            _ => {
+                devices.set_class(key.name.clone(), watches.device_classes.get(key));
+                DeviceEvent::Class
+            }
+        };
+        self.on_event(ClusterEvent::Devices(event));
     }
 
     fn take_in_pod(&mut self, key: &NamespacedName) {

@@ -10,6 +10,7 @@
 
 mod binder;
 pub mod config;
+pub mod devices;
 pub mod events;
 pub mod framework;
 mod inbox;

@@ -355,12 +355,14 @@ impl Scheduler {
 
     fn bound(&mut self, pod: &Arc<PodInfo>, node: &str, result: Result<(), WriteError>) {
         let Some(framework) = self.framework_of(pod) else { return };
-        self.unreserve(&framework, pod);
         let Err(error) = result else {
+            self.snapshot.storage.release(&pod.uid);
+            self.snapshot.devices.settle(&pod.uid);
             self.queue.remove(&pod.uid);
             let note = format!("Successfully assigned {} to {node}", pod.key());
             return self.event(pod, None, EventType::Normal, "Scheduled", "Binding", &note);
         };
+        self.unreserve(&framework, pod);
         warn!(namespace = %pod.namespace, name = %pod.name, node, error = %chain(&error), "pod not bound");
         if self.snapshot.is_assumed(&pod.uid) {
             self.snapshot.remove_pod(&pod.uid);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 
+use crate::devices::Devices;
 use crate::index::{Group, NodeCounts, PodIndex};
 use crate::labels::Labels;
 use crate::node::{NodeFacts, NodeIdx, NodeInfo};
@@ -31,6 +32,7 @@ pub struct Snapshot {
     pub workloads: Workloads,
     pub budgets: DisruptionBudgets,
     pub storage: Storage,
+    pub devices: Devices,
 }
 
 #[derive(Debug)]

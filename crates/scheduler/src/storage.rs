@@ -7,6 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment};
 
+use crate::devices::HeldClaim;
 use crate::labels::{Labels, NodeSelector, Selector};
 use crate::node::NodeInfo;
 use crate::pod::{PodInfo, Uid};
@@ -26,6 +27,8 @@ pub enum PreBind {
     BindVolume { volume: Arc<PersistentVolume>, claim: ObjectReference },
     /// Have a volume made for the claim, where this node can reach it.
     Provision { claim: Arc<PersistentVolumeClaim>, node: Arc<str> },
+    /// Give the claim its devices, if they are new, and the pod its place among the claim's consumers.
+    ReserveClaim { held: Box<HeldClaim>, pod_name: String, pod_uid: String },
     /// Wait until the claims are bound.
     AwaitClaims { namespace: String, names: Vec<String>, timeout: std::time::Duration },
 }

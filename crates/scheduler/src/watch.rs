@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{
     Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment};
 use kube::Resource;
 use reconcile::{Informer, Informers, Subscription, key_of};
@@ -53,6 +54,9 @@ watches! {
     csi_drivers: CSIDriver => CsiDriver,
     capacities: CSIStorageCapacity => Capacity,
     attachments: VolumeAttachment => Attachment,
+    resource_claims: ResourceClaim => ResourceClaim,
+    resource_slices: ResourceSlice => ResourceSlice,
+    device_classes: DeviceClass => DeviceClass,
 }
 
 fn report<K>(informer: &Informer<K>, inbox: &Arc<Inbox>, kind: Kind) -> Subscription

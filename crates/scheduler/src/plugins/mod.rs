@@ -1,5 +1,6 @@
 //! The built-in plugins, one file each, and the order they run in by default.
 
+mod dynamic_resources;
 mod image_locality;
 mod inter_pod_affinity;
 mod node_affinity;
@@ -12,6 +13,7 @@ mod scheduling_gates;
 mod taint_toleration;
 mod volumes;
 
+pub use dynamic_resources::DynamicResources;
 pub use image_locality::ImageLocality;
 pub use inter_pod_affinity::InterPodAffinity;
 pub use node_affinity::{NodeAffinity, required_nodes_match};
@@ -48,7 +50,7 @@ impl Plugin for BuiltIn {
 }
 
 /// Every plugin with its default weight, in the order they run.
-pub const DEFAULT_PLUGINS: [(&str, i64); 18] = [
+pub const DEFAULT_PLUGINS: [(&str, i64); 19] = [
     ("SchedulingGates", 0),
     (PRIORITY_SORT, 0),
     ("NodeUnschedulable", 0),
@@ -63,6 +65,7 @@ pub const DEFAULT_PLUGINS: [(&str, i64); 18] = [
     ("VolumeZone", 0),
     ("PodTopologySpread", 2),
     ("InterPodAffinity", 2),
+    ("DynamicResources", 2),
     (DEFAULT_PREEMPTION, 0),
     ("NodeResourcesBalancedAllocation", 1),
     ("ImageLocality", 1),
