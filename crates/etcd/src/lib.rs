@@ -5,6 +5,7 @@
 mod auth;
 mod cluster;
 mod convert;
+mod flags;
 mod kv;
 mod lease;
 mod maintenance;
@@ -12,7 +13,8 @@ mod member;
 mod server;
 mod watch;
 
-pub use crate::server::{EtcdError, Flags, Server, run};
+pub use crate::flags::{Flags, Ignored};
+pub use crate::server::{EtcdError, Server, run};
 
 /// The version of etcd whose API this is.
 const API_VERSION: &str = "3.5.21";

@@ -35,7 +35,7 @@ impl Member {
         client_urls: Vec<String>,
         peer_urls: Vec<String>,
     ) -> Self {
-        let id = hash(&[&[name.clone()], &peer_urls[..]].concat());
+        let id = hash(std::iter::once(&name).chain(&peer_urls));
         let cluster_id = hash(&peer_urls);
         Self { inner: Arc::new(Inner { store, name, id, cluster_id, client_urls, peer_urls }) }
     }
@@ -73,7 +73,7 @@ impl Member {
 }
 
 /// FNV-1a over texts.
-fn hash(texts: &[String]) -> u64 {
-    let bytes = texts.iter().flat_map(|text| text.bytes().chain([0]));
+fn hash<'a>(texts: impl IntoIterator<Item = &'a String>) -> u64 {
+    let bytes = texts.into_iter().flat_map(|text| text.bytes().chain([0]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

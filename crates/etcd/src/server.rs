@@ -1,4 +1,4 @@
-//! Flags by etcd's names, listeners, and the services behind them.
+//! Listeners, and the services behind them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,6 +19,7 @@ use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use crate::API_VERSION;
 use crate::auth::AuthDisabled;
+use crate::flags::Flags;
 use crate::member::Member;
 
 /// Requests may be a little larger than what the store takes, to be refused by it.
@@ -28,36 +29,6 @@ const STREAMS_PER_CONNECTION: u32 = 100_000;
 /// How long clients may take to finish what they began.
 const DRAIN: Duration = Duration::from_secs(2);
 const WINDOW_BYTES: u32 = 1 << 20;
-
-/// The flags of `coracle etcd`.
-#[derive(Debug, Clone, clap::Parser)]
-#[command(name = "etcd", about = "Serve the embedded store through etcd's API")]
-pub struct Flags {
-    #[arg(long, default_value = "default")]
-    pub name: String,
-    #[arg(long, default_value = "default.etcd")]
-    pub data_dir: PathBuf,
-    #[arg(long, value_delimiter = ',', default_value = "http://localhost:2379")]
-    pub listen_client_urls: Vec<String>,
-    #[arg(long, value_delimiter = ',', default_value = "http://localhost:2379")]
-    pub advertise_client_urls: Vec<String>,
-    #[arg(long, value_delimiter = ',', default_value = "http://localhost:2380")]
-    pub initial_advertise_peer_urls: Vec<String>,
-    #[arg(long)]
-    pub cert_file: Option<PathBuf>,
-    #[arg(long)]
-    pub key_file: Option<PathBuf>,
-    #[arg(long)]
-    pub trusted_ca_file: Option<PathBuf>,
-    /// Refuse clients without a certificate of the trusted CA.
-    #[arg(long)]
-    pub client_cert_auth: bool,
-    /// Do not wait for the disk: a crash of the machine loses data.
-    #[arg(long)]
-    pub unsafe_no_fsync: bool,
-    #[arg(long, default_value_t = 3 << 19)]
-    pub max_request_bytes: usize,
-}
 
 /// Why etcd's API cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +61,22 @@ pub enum EtcdError {
 pub struct Server {
     member: Member,
     store: Arc<EmbeddedStore>,
-    listeners: Vec<(TcpListener, Option<ServerTlsConfig>)>,
+    listeners: Vec<Listener>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    socket: TcpListener,
+    tls: Option<ServerTlsConfig>,
+    services: Services,
+}
+
+/// What a listener answers.
+#[derive(Debug, Clone, Copy)]
+enum Services {
+    All,
+    /// Nothing of the store's content: such a listener may be open where the store is not.
+    Health,
 }
 
 /// Serves until `shutdown`.
@@ -101,14 +87,13 @@ pub async fn run(flags: Flags, shutdown: CancellationToken) -> Result<(), EtcdEr
 impl Server {
     /// Opens the store and the ports.
     pub async fn bind(flags: Flags) -> Result<Self, EtcdError> {
+        flags.log_ignored();
         let mut listeners = Vec::new();
         for url in &flags.listen_client_urls {
-            let (host, tls) = parse_url(url)?;
-            let tls = if tls { Some(tls_config(&flags)?) } else { None };
-            let listener = TcpListener::bind(host)
-                .await
-                .map_err(|source| EtcdError::Listen { url: url.clone(), source })?;
-            listeners.push((listener, tls));
+            listeners.push(Listener::bind(url, &flags, Services::All).await?);
+        }
+        for url in &flags.listen_metrics_urls {
+            listeners.push(Listener::bind(url, &flags, Services::Health).await?);
         }
         let options = Options {
             fsync: !flags.unsafe_no_fsync,
@@ -125,16 +110,16 @@ impl Server {
         Ok(Self { member, store, listeners })
     }
 
-    /// Where clients can connect.
+    /// Where it listens: for clients first, then for health.
     pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
-        self.listeners.iter().map(|(listener, _)| listener.local_addr()).collect()
+        self.listeners.iter().map(|listener| listener.socket.local_addr()).collect()
     }
 
     /// Serves until `shutdown`, and closes the store.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), EtcdError> {
         let mut servers = JoinSet::new();
         let stop = shutdown.child_token();
-        for (listener, tls) in self.listeners {
+        for Listener { socket, tls, services } in self.listeners {
             let mut server = tonic::transport::Server::builder()
                 .accept_http1(true)
                 .tcp_nodelay(true)
@@ -144,9 +129,9 @@ impl Server {
             if let Some(tls) = tls {
                 server = server.tls_config(tls).map_err(EtcdError::Serve)?;
             }
-            let server = server.add_routes(routes(&self.member));
+            let server = server.add_routes(routes(&self.member, services));
             let stop = stop.clone().cancelled_owned();
-            servers.spawn(server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop));
+            servers.spawn(server.serve_with_incoming_shutdown(TcpListenerStream::new(socket), stop));
         }
         // Watches end with the store; a server waits for its last stream.
         stop.cancelled().await;
@@ -172,18 +157,36 @@ impl Server {
     }
 }
 
-fn routes(member: &Member) -> Routes {
-    let grpc = Routes::new(PbKvServer::new(member.clone()).max_decoding_message_size(REQUEST_BYTES))
-        .add_service(PbWatchServer::new(member.clone()))
-        .add_service(PbLeaseServer::new(member.clone()))
-        .add_service(PbMaintenanceServer::new(member.clone()))
-        .add_service(PbClusterServer::new(member.clone()))
-        .add_service(AuthDisabled);
+impl Listener {
+    async fn bind(url: &str, flags: &Flags, services: Services) -> Result<Self, EtcdError> {
+        let (host, tls) = parse_url(url)?;
+        let tls = if tls { Some(tls_config(flags)?) } else { None };
+        let socket = TcpListener::bind(host)
+            .await
+            .map_err(|source| EtcdError::Listen { url: url.to_owned(), source })?;
+        Ok(Self { socket, tls, services })
+    }
+}
+
+fn routes(member: &Member, services: Services) -> Routes {
+    let grpc = match services {
+        Services::All => {
+            Routes::new(PbKvServer::new(member.clone()).max_decoding_message_size(REQUEST_BYTES))
+                .add_service(PbWatchServer::new(member.clone()))
+                .add_service(PbLeaseServer::new(member.clone()))
+                .add_service(PbMaintenanceServer::new(member.clone()))
+                .add_service(PbClusterServer::new(member.clone()))
+                .add_service(AuthDisabled)
+        }
+        Services::Health => Routes::default(),
+    };
     let version = serde_json::json!({ "etcdserver": API_VERSION, "etcdcluster": API_VERSION }).to_string();
-    grpc.into_axum_router()
-        .route("/health", get(|| async { r#"{"health":"true","reason":""}"# }))
-        .route("/version", get(|| async { version }))
-        .into()
+    let mut router = grpc.into_axum_router().route("/version", get(|| async { version }));
+    router = router.route("/health", get(|| async { r#"{"health":"true","reason":""}"# }));
+    for probe in ["/livez", "/readyz"] {
+        router = router.route(probe, get(|| async { "ok" }));
+    }
+    router.into()
 }
 
 /// The host and port of a URL, and whether it is TLS.

@@ -1,6 +1,7 @@
 //! The server under the store's own suite, through etcd's client, and under `etcdctl` from Debian's etcd-client.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -14,11 +15,14 @@ use store::{Store, store_suite};
 use store_embedded::EmbeddedStore;
 use store_etcd::{EtcdOptions, EtcdStore};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 struct Etcd {
     endpoint: String,
+    addresses: Vec<SocketAddr>,
     shutdown: CancellationToken,
     server: JoinHandle<()>,
     dir: TempDir,
@@ -37,11 +41,11 @@ impl Etcd {
             ["etcd", "--data-dir", data_dir.to_str().expect("a text"), "--listen-client-urls", &listen];
         let flags = Flags::parse_from(fixed.iter().chain(more));
         let server = Server::bind(flags).await.expect("the server starts");
-        let address = server.addresses().expect("it has addresses")[0];
+        let addresses = server.addresses().expect("it has addresses");
         let shutdown = CancellationToken::new();
         let serve = server.serve(shutdown.clone());
         let server = tokio::spawn(async move { serve.await.expect("the server serves") });
-        Self { endpoint: format!("{scheme}://{address}"), shutdown, server, dir }
+        Self { endpoint: format!("{scheme}://{}", addresses[0]), addresses, shutdown, server, dir }
     }
 
     async fn stop(self) -> TempDir {
@@ -232,6 +236,30 @@ async fn a_restart_keeps_the_keys() {
     let dir = tokio::time::timeout(Duration::from_secs(20), etcd.stop()).await.expect("it stops in time");
     let etcd = Etcd::start_in(dir, "http", &[]).await;
     etcd.check("get a", "a\n1").await;
+}
+
+#[tokio::test]
+async fn health_is_told_apart_from_the_store() {
+    let etcd = Etcd::start("http", &["--listen-metrics-urls=http://127.0.0.1:0"]).await;
+    let health = |path: &'static str| {
+        let address = etcd.addresses[1];
+        async move {
+            let mut stream = TcpStream::connect(address).await.expect("it listens");
+            let request = format!("GET {path} HTTP/1.1\r\nhost: etcd\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.expect("it is sent");
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.expect("it answers");
+            text
+        }
+    };
+    for (path, expected) in [("/health", "\"health\":\"true\""), ("/readyz", "ok"), ("/version", "3.5.21")] {
+        let text = health(path).await;
+        assert!(text.starts_with("HTTP/1.1 200 ") && text.contains(expected), "{path}: {text}");
+    }
+    let address = etcd.addresses[1].to_string();
+    let other = Etcd { endpoint: format!("http://{address}"), ..etcd };
+    let text = other.ctl(&["--command-timeout=2s", "get", "a"], "").await;
+    assert!(text.contains("exit "), "the store is not to be had there: {text}");
 }
 
 #[tokio::test]
