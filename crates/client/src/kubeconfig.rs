@@ -50,7 +50,7 @@ pub enum KubeconfigError {
     Parse {
         path: PathBuf,
         #[source]
-        source: serde_saphyr::Error,
+        source: Box<serde_saphyr::Error>,
     },
     #[error("{} is no kubeconfig: {detail}", path.display())]
     Shape { path: PathBuf, detail: &'static str },
@@ -197,7 +197,7 @@ fn read(path: &Path) -> Result<Map<String, Value>, KubeconfigError> {
         Ok(Value::Object(config)) => Ok(config),
         Ok(Value::Null) => Ok(empty()),
         Ok(_) => Err(KubeconfigError::Shape { path: path.to_owned(), detail: "not a mapping" }),
-        Err(source) => Err(KubeconfigError::Parse { path: path.to_owned(), source }),
+        Err(error) => Err(KubeconfigError::Parse { path: path.to_owned(), source: Box::new(error) }),
     }
 }
 
