@@ -18,6 +18,9 @@ use crate::state::{Answer, Command, Outcome, State};
 /// What may wait for the disk; who comes later waits before the queue.
 const QUEUE_KIB: usize = 64 << 10;
 
+/// What the buffer of a batch keeps for the next one: most are small, and idle memory counts.
+const KEPT_RECORD_BYTES: usize = 256 << 10;
+
 /// Where commands go in.
 #[derive(Debug)]
 pub(crate) enum Committer {
@@ -148,6 +151,8 @@ impl Writer {
         for (reply, result) in answers {
             answer(reply, result);
         }
+        self.outcome.records.clear();
+        self.outcome.records.shrink_to(KEPT_RECORD_BYTES);
         if let Some(journal) = &mut self.journal {
             journal.snapshot_if_due(&self.state);
         }

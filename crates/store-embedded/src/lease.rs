@@ -56,8 +56,8 @@ impl Deadlines {
         Some(at.saturating_duration_since(Instant::now()))
     }
 
-    /// Waits until leases are over. They stay listed until they are removed, and can be renewed until then.
-    pub(crate) async fn due(&self) -> Vec<LeaseId> {
+    /// Waits until leases are over, and answers them with how long they lasted. They cannot be renewed any more.
+    pub(crate) async fn due(&self) -> Vec<(LeaseId, i64)> {
         loop {
             let next = self.lock().order.first().map(|(at, _)| *at);
             let Some(next) = next else {
@@ -68,7 +68,7 @@ impl Deadlines {
                 () = tokio::time::sleep_until(next) => {}
                 () = self.changed.notified() => continue,
             }
-            let due = self.lock().due(Instant::now());
+            let due = self.lock().take_due(Instant::now());
             if !due.is_empty() {
                 return due;
             }
@@ -76,12 +76,11 @@ impl Deadlines {
     }
 
     /// Tries again later to end leases that were due.
-    pub(crate) fn postpone(&self, ids: &[LeaseId]) {
+    pub(crate) fn postpone(&self, due: &[(LeaseId, i64)]) {
+        let at = Instant::now() + RETRY;
         let mut inner = self.lock();
-        for id in ids {
-            if let Some(deadline) = inner.leases.get(id).copied() {
-                inner.set(*id, Deadline { at: Instant::now() + RETRY, ..deadline });
-            }
+        for (id, ttl_seconds) in due {
+            inner.set(*id, Deadline { ttl_seconds: *ttl_seconds, at });
         }
     }
 
@@ -97,14 +96,16 @@ impl Inner {
         self.order.insert((deadline.at, id));
     }
 
-    fn unset(&mut self, id: LeaseId) {
-        if let Some(deadline) = self.leases.remove(&id) {
-            self.order.remove(&(deadline.at, id));
-        }
+    fn unset(&mut self, id: LeaseId) -> Option<Deadline> {
+        let deadline = self.leases.remove(&id)?;
+        self.order.remove(&(deadline.at, id));
+        Some(deadline)
     }
 
-    fn due(&self, now: Instant) -> Vec<LeaseId> {
-        self.order.iter().take_while(|(at, _)| *at <= now).take(EXPIRE_AT_ONCE).map(|(_, id)| *id).collect()
+    fn take_due(&mut self, now: Instant) -> Vec<(LeaseId, i64)> {
+        let over = self.order.iter().take_while(|(at, _)| *at <= now).take(EXPIRE_AT_ONCE);
+        let ids: Vec<_> = over.map(|(_, id)| *id).collect();
+        ids.into_iter().filter_map(|id| Some((id, self.unset(id)?.ttl_seconds))).collect()
     }
 }
 

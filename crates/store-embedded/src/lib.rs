@@ -245,12 +245,13 @@ impl Drop for EmbeddedStore {
 impl Shared {
     async fn expire_leases(&self) {
         loop {
-            let ids = self.deadlines.due().await;
-            match self.committer.run(Command::Expire { ids: ids.clone() }, SMALL_COMMAND_BYTES).await {
+            let due = self.deadlines.due().await;
+            let ids = due.iter().map(|(id, _)| *id).collect();
+            match self.committer.run(Command::Expire { ids }, SMALL_COMMAND_BYTES).await {
                 Ok(_) => {}
                 Err(StoreError::Closed) => return,
                 // The committer logs what is wrong with the disk.
-                Err(_) => self.deadlines.postpone(&ids),
+                Err(_) => self.deadlines.postpone(&due),
             }
         }
     }
