@@ -63,7 +63,7 @@ pub fn label_value(value: &str) -> Vec<String> {
 pub fn dns1123_label(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.len() > 63 {
-        errors.push(max_length_error(63));
+        errors.push(max_characters_error(63));
     }
     if !is_dns_label(value) {
         errors.push(if value.split('.').all(is_dns_label) {
@@ -79,7 +79,7 @@ pub fn dns1123_label(value: &str) -> Vec<String> {
 pub fn dns1123_subdomain(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.len() > 253 {
-        errors.push(max_length_error(253));
+        errors.push(max_characters_error(253));
     }
     if !value.split('.').all(is_dns_label) {
         let format = format!("{DNS1123_LABEL_FMT}(\\.{DNS1123_LABEL_FMT})*");
@@ -92,7 +92,7 @@ pub fn dns1123_subdomain(value: &str) -> Vec<String> {
 pub fn dns1035_label(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if value.len() > 63 {
-        errors.push(max_length_error(63));
+        errors.push(max_characters_error(63));
     }
     if !is_dns_label(value) || value.as_bytes()[0].is_ascii_digit() {
         errors.push(regex_error(DNS1035_LABEL_MESSAGE, DNS1035_LABEL_FMT, &["my-name", "abc-123"]));
@@ -100,7 +100,123 @@ pub fn dns1035_label(value: &str) -> Vec<String> {
     errors
 }
 
-/// Upstream's explanation of a text that is too long.
+/// A pattern for host names: `*.` and a DNS subdomain.
+pub fn wildcard_dns1123_subdomain(value: &str) -> Vec<String> {
+    let mut errors = Vec::new();
+    if value.len() > 253 {
+        errors.push(max_characters_error(253));
+    }
+    if !value.strip_prefix("*.").is_some_and(|rest| rest.split('.').all(is_dns_label)) {
+        let format = format!("\\*\\.{DNS1123_LABEL_FMT}(\\.{DNS1123_LABEL_FMT})*");
+        let message = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which \
+                       must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric \
+                       character";
+        errors.push(regex_error(message, &format, &["*.example.com"]));
+    }
+    errors
+}
+
+/// A name that stands in a URL path.
+pub fn path_segment_name(value: &str) -> Vec<String> {
+    if matches!(value, "." | "..") {
+        return vec![format!("may not be '{value}'")];
+    }
+    let forbidden = ["/", "%"].into_iter().filter(|part| value.contains(part));
+    forbidden.map(|part| format!("may not contain '{part}'")).collect()
+}
+
+/// A port number.
+pub fn port_number(value: i64) -> Vec<String> {
+    in_range(value, 1, 65_535)
+}
+
+/// A user or group id.
+pub fn unix_id(value: i64) -> Vec<String> {
+    in_range(value, 0, i64::from(i32::MAX))
+}
+
+/// A number between two others.
+pub fn in_range(value: i64, low: i64, high: i64) -> Vec<String> {
+    if (low..=high).contains(&value) {
+        return Vec::new();
+    }
+    vec![format!("must be between {low} and {high}, inclusive")]
+}
+
+/// The name of a port.
+pub fn port_name(value: &str) -> Vec<String> {
+    let bytes = value.as_bytes();
+    let allowed = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
+    let problems = [
+        (
+            value.is_empty() || !bytes.iter().all(allowed),
+            "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)",
+        ),
+        (!bytes.iter().any(u8::is_ascii_lowercase), "must contain at least one letter (a-z)"),
+        (value.contains("--"), "must not contain consecutive hyphens"),
+        (value.starts_with('-') || value.ends_with('-'), "must not begin or end with a hyphen"),
+    ];
+    let too_long = (value.len() > 15).then(|| max_characters_error(15));
+    let problems = problems.into_iter().filter(|(wrong, _)| *wrong).map(|(_, text)| text.to_owned());
+    too_long.into_iter().chain(problems).collect()
+}
+
+/// `25%`
+pub fn percent(value: &str) -> Vec<String> {
+    let digits = value.strip_suffix('%').unwrap_or_default();
+    if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Vec::new();
+    }
+    let message = "a valid percent string must be a numeric string followed by an ending '%'";
+    vec![regex_error(message, "[0-9]+%", &["1%", "93%"])]
+}
+
+/// The name of an HTTP header.
+pub fn http_header_name(value: &str) -> Vec<String> {
+    if !value.is_empty() && value.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        return Vec::new();
+    }
+    let message = "a valid HTTP header must consist of alphanumeric characters or '-'";
+    vec![regex_error(message, "[-A-Za-z0-9]+", &["X-Header-Name"])]
+}
+
+/// The name of an environment variable.
+pub fn env_var_name(value: &str) -> Vec<String> {
+    if value.is_empty() {
+        return vec!["environment variable name must be non-empty".to_owned()];
+    }
+    if value.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'=') {
+        return Vec::new();
+    }
+    let message =
+        "a valid environment variable name must consist only of printable ASCII characters other than '='";
+    vec![message.to_owned()]
+}
+
+/// A key of a ConfigMap or Secret.
+pub fn config_map_key(value: &str) -> Vec<String> {
+    let mut errors = Vec::new();
+    if value.len() > 253 {
+        errors.push(max_characters_error(253));
+    }
+    if value.is_empty() || !value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)) {
+        let message = "a valid config key must consist of alphanumeric characters, '-', '_' or '.'";
+        errors.push(regex_error(message, "[-._a-zA-Z0-9]+", &["key.name", "KEY_NAME", "key-name"]));
+    }
+    match value {
+        "." | ".." => errors.push(format!("must not be '{value}'")),
+        value if value.starts_with("..") => errors.push("must not start with '..'".to_owned()),
+        _ => {}
+    }
+    errors
+}
+
+/// Upstream's explanation of a name that is too long.
+pub fn max_characters_error(length: usize) -> String {
+    format!("must be no more than {length} characters")
+}
+
+/// Upstream's explanation of a label that is too long.
 pub fn max_length_error(length: usize) -> String {
     format!("must be no more than {length} bytes")
 }
@@ -152,9 +268,38 @@ mod tests {
         assert!(label_value("").is_empty());
         assert_eq!(label_value("a b").len(), 1);
         assert_eq!(dns1123_label("a.b"), ["must not contain dots"]);
-        assert_eq!(dns1123_label(&"a".repeat(64)), ["must be no more than 63 bytes"]);
+        assert_eq!(dns1123_label(&"a".repeat(64)), ["must be no more than 63 characters"]);
+        assert_eq!(label_value(&"a".repeat(64)), ["must be no more than 63 bytes"]);
         assert!(dns1123_subdomain("a.b").is_empty());
         assert_eq!(dns1123_subdomain("a..b").len(), 1);
         assert_eq!(dns1035_label("1a").len(), 1);
+        assert!(wildcard_dns1123_subdomain("*.a.b").is_empty());
+        assert_eq!(wildcard_dns1123_subdomain("a.b").len(), 1);
+        assert_eq!(path_segment_name("a/b%"), ["may not contain '/'", "may not contain '%'"]);
+        assert_eq!(path_segment_name(".."), ["may not be '..'"]);
+    }
+
+    #[test]
+    fn ports_keys_and_headers_are_checked_with_upstreams_words() {
+        assert_eq!(port_number(0), ["must be between 1 and 65535, inclusive"]);
+        assert!(port_number(80).is_empty() && unix_id(0).is_empty());
+        assert!(port_name("http-2").is_empty());
+        assert_eq!(
+            port_name("-1--1-and-very-long"),
+            [
+                "must be no more than 15 characters",
+                "must not contain consecutive hyphens",
+                "must not begin or end with a hyphen",
+            ]
+        );
+        assert_eq!(port_name("80"), ["must contain at least one letter (a-z)"]);
+        assert!(
+            percent("25%").is_empty() && http_header_name("X-A").is_empty() && env_var_name("a b").is_empty()
+        );
+        assert_eq!((percent("25").len(), http_header_name("a b").len(), env_var_name("a=").len()), (1, 1, 1));
+        assert!(config_map_key("a.b_c-D").is_empty());
+        assert_eq!(config_map_key(".."), ["must not be '..'"]);
+        assert_eq!(config_map_key("..a"), ["must not start with '..'"]);
+        assert_eq!(config_map_key("a b").len(), 1);
     }
 }
