@@ -1,5 +1,6 @@
 //! The table of controllers. To add one: a module, a row here, and its role in the bootstrap policy.
 
+mod certificates;
 mod clusterrole_aggregation;
 mod cronjob;
 mod daemonset;
@@ -7,17 +8,21 @@ mod deployment;
 mod disruption;
 mod endpoints;
 mod endpointslice;
+mod endpointslice_mirroring;
 mod garbagecollector;
 mod job;
 mod namespace;
+mod nodeipam;
 mod nodelifecycle;
 mod podgc;
 mod replicaset;
 mod resourcequota;
 mod root_ca_publisher;
 mod serviceaccount;
+mod servicelb;
 mod statefulset;
 mod tainteviction;
+mod tokencleaner;
 mod ttl_after_finished;
 mod volumes;
 
@@ -105,6 +110,27 @@ pub static CONTROLLERS: &[ControllerSpec] = &[
     row("ephemeral-volume-controller", &["ephemeral-volume"], "ephemeral-volume-controller", |c| {
         boxed(volumes::ephemeral::run(c))
     }),
+    row(
+        "endpointslice-mirroring-controller",
+        &["endpointslicemirroring"],
+        "endpointslicemirroring-controller",
+        |c| boxed(endpointslice_mirroring::run(c)),
+    ),
+    row("certificatesigningrequest-approving-controller", &["csrapproving"], "certificate-controller", |c| {
+        boxed(certificates::run_approver(c))
+    }),
+    row("certificatesigningrequest-signing-controller", &["csrsigning"], "certificate-controller", |c| {
+        boxed(certificates::run_signer(c))
+    }),
+    row("certificatesigningrequest-cleaner-controller", &["csrcleaner"], "certificate-controller", |c| {
+        boxed(certificates::run_cleaner(c))
+    }),
+    row("node-ipam-controller", &["nodeipam"], "node-controller", |c| boxed(nodeipam::run(c))),
+    row("service-lb-controller", &["service"], "service-controller", |c| boxed(servicelb::run(c))),
+    ControllerSpec {
+        on_by_default: false,
+        ..row("token-cleaner-controller", &["tokencleaner"], "token-cleaner", |c| boxed(tokencleaner::run(c)))
+    },
 ];
 
 impl fmt::Debug for ControllerSpec {
