@@ -1,5 +1,6 @@
 //! The table of controllers. To add one: a module, a row here, and its role in the bootstrap policy.
 
+mod autoscaler;
 mod certificates;
 mod clusterrole_aggregation;
 mod cronjob;
@@ -131,6 +132,12 @@ pub static CONTROLLERS: &[ControllerSpec] = &[
         on_by_default: false,
         ..row("token-cleaner-controller", &["tokencleaner"], "token-cleaner", |c| boxed(tokencleaner::run(c)))
     },
+    row(
+        "horizontal-pod-autoscaler-controller",
+        &["horizontalpodautoscaling"],
+        "horizontal-pod-autoscaler",
+        |c| boxed(autoscaler::run(c)),
+    ),
 ];
 
 impl fmt::Debug for ControllerSpec {

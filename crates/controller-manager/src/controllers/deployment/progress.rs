@@ -213,7 +213,7 @@ fn has_timed_out(deployment: &Deployment, status: &DeploymentStatus, now: Timest
 fn note_failure(status: &mut DeploymentStatus, sets: &[Arc<ReplicaSet>], new: Option<&ReplicaSet>) {
     let failure = |set: &ReplicaSet| {
         let conditions = set.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        conditions.cloned().find(|condition| condition.type_ == "ReplicaFailure")
+        conditions.into_iter().find(|condition| condition.type_ == "ReplicaFailure").cloned()
     };
     let failure = new.and_then(failure).or_else(|| sets.iter().find_map(|set| failure(set)));
     let Some(failure) = failure else { return remove(status, "ReplicaFailure") };

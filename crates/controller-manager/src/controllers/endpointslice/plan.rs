@@ -235,10 +235,10 @@ fn families(service: &Service) -> Vec<&'static str> {
         return families.iter().map(known).collect();
     }
     let address = spec.and_then(|spec| spec.cluster_ip.as_ref());
-    vec![address.and_then(|address| family_of(address)).unwrap_or("IPv4")]
+    vec![address.and_then(|address| family_of(address.as_str())).unwrap_or("IPv4")]
 }
 
-fn family_of(address: &String) -> Option<&'static str> {
+fn family_of(address: &str) -> Option<&'static str> {
     match address.parse().ok()? {
         IpAddr::V4(_) => Some("IPv4"),
         IpAddr::V6(_) => Some("IPv6"),

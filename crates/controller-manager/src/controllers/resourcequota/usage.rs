@@ -110,7 +110,7 @@ pub(super) fn add(amounts: &mut Amounts, name: &str, amount: &Quantity) {
     match amounts.get_mut(name) {
         Some(sum) => sum.add(amount),
         None => {
-            amounts.insert(name.to_owned(), amount.clone());
+            amounts.insert(name.to_owned(), *amount);
         }
     }
 }
@@ -211,14 +211,14 @@ fn total<'a>(
             if let Some(beside) = sidecars.get(name) {
                 amount.add(beside);
             }
-            let peak = peak.entry(name.clone()).or_insert_with(|| amount.clone());
+            let peak = peak.entry(name.clone()).or_insert(amount);
             if amount > *peak {
                 *peak = amount;
             }
         }
     }
     for (name, amount) in peak {
-        let sum = running.entry(name).or_insert_with(|| amount.clone());
+        let sum = running.entry(name).or_insert(amount);
         if amount > *sum {
             *sum = amount;
         }

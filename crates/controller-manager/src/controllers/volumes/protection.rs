@@ -152,7 +152,7 @@ mod tests {
     fn protection_is_added_early_and_taken_off_late() {
         let meta = |finalizers: &[&str], deleting: bool| ObjectMeta {
             finalizers: Some(finalizers.iter().map(|text| (*text).to_owned()).collect()),
-            deletion_timestamp: deleting.then(|| Time(jiff::Timestamp::UNIX_EPOCH)),
+            deletion_timestamp: deleting.then_some(Time(jiff::Timestamp::UNIX_EPOCH)),
             ..ObjectMeta::default()
         };
         let table = [
