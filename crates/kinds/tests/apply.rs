@@ -259,6 +259,29 @@ fn ownership_can_be_reset_and_starts_with_the_first_apply() {
     );
 }
 
+#[test]
+fn times_and_empty_lists_are_no_change() {
+    let role = kinds::schema_of("io.k8s.api.rbac.v1.Role").expect("roles");
+    let books = |time: &str| json!([{"manager": "m", "operation": "Update", "time": time, "fieldsV1": {}}]);
+    let object = |rules: Value, time: &str| json!({"metadata": {"name": "r", "managedFields": books(time)}, "rules": rules});
+    let rule = |verb: &str| json!([{"verbs": [verb]}]);
+    for (old, new, expected) in [
+        (object(Value::Null, "1"), object(json!([]), "2"), true),
+        (object(rule("get"), "1"), object(rule("get"), "2"), true),
+        (object(rule("get"), "1"), object(rule("put"), "1"), false),
+        (object(json!([{"verbs": ["get"], "resources": []}]), "1"), object(rule("get"), "1"), true),
+        (object(rule("get"), "1"), json!({"metadata": {"name": "r"}, "rules": rule("get")}), false),
+    ] {
+        assert_eq!(apply::changes_nothing(&old, &new, role), expected, "{old} {new}");
+    }
+    let custom =
+        Schema::of(schema::types::Shape::Object(schema::types::ObjectShape::of(schema::types::Slice::EMPTY)));
+    let with = |spec: Value| json!({"metadata": {"managedFields": books("1")}, "spec": spec});
+    assert!(!apply::changes_nothing(&with(json!({"l": []})), &with(json!({})), &custom));
+    let later = json!({"metadata": {"managedFields": books("2")}, "spec": {}});
+    assert!(apply::changes_nothing(&with(json!({})), &later, &custom));
+}
+
 /// Two versions of one kind, the second calling `replicas` `minReadySeconds`.
 struct Renaming;
 

@@ -7,6 +7,7 @@ mod element;
 mod managed;
 mod merge;
 mod reconcile;
+mod same;
 mod set;
 mod typed;
 mod validate;
@@ -18,6 +19,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 pub use element::Element;
+pub use same::changes_nothing;
 pub use set::Set;
 pub(crate) use typed::item_element;
 
