@@ -262,8 +262,10 @@ impl Agent {
         }
         if was_off && !hollow.off {
             self.timers.push(now, Due::Status(index));
-            for (key, _) in self.pods_here.iter().filter(|(_, pod)| pod.node == index) {
-                self.inbox.push(Seen::Pod(key.clone()));
+            for pod in self.pods.list() {
+                if node_of(&pod) == Some(&*key.name) {
+                    self.timers.push(now, Due::Look(key_of(&*pod)));
+                }
             }
         }
     }
@@ -441,7 +443,9 @@ impl Agent {
     }
 
     fn delete(&mut self, key: NamespacedName, uid: String) {
-        if !self.pods_here.get(&key).is_some_and(|here| here.uid == uid) {
+        let Some(here) = self.pods_here.get(&key) else { return };
+        let off = self.hollow.get(here.node as usize).is_none_or(|node| node.off);
+        if off || here.uid != uid {
             return;
         }
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
