@@ -33,7 +33,8 @@ fn cluster(pods: usize) -> Snapshot {
     }
     for at in 0..pods {
         let app = at % APPS;
-        let pod = pod(&format!("old-{at}"), app, if app % 2 == 0 { demanding(app) } else { json!({}) });
+        let pod =
+            pod(&format!("old-{at}"), app, if app.is_multiple_of(2) { demanding(app) } else { json!({}) });
         snapshot.place_pod(pod, &format!("node-{}", (at * 7) % NODES), false);
     }
     snapshot

@@ -139,7 +139,11 @@ impl Scheduler {
     }
 
     fn take_in_pod(&mut self, key: &NamespacedName) {
-        let pod = self.watches.pods.get(key).map(|pod| Arc::new(PodInfo::new(&pod)));
+        let pod = self.watches.pods.get(key).map(|pod| {
+            let mut pod = PodInfo::new(&pod);
+            self.specs.share(&mut pod);
+            Arc::new(pod)
+        });
         if let Some(old) = self.known.get(key).cloned()
             && pod.as_ref().is_none_or(|pod| pod.uid != old)
         {

@@ -1,6 +1,7 @@
 //! A pod as the scheduler sees it: everything its plugins ask, worked out once when the pod arrives.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
 
 use k8s_openapi::api::core::v1 as core;
 
@@ -254,6 +255,30 @@ impl Pending {
             pending.since = own.last_transition_time.as_ref().map(|time| time.0);
         }
         pending
+    }
+}
+
+/// Specs of controllers' pods: those of one template are kept once.
+#[derive(Debug, Default)]
+pub struct SharedSpecs {
+    by_owner: HashMap<String, Weak<PodSpec>>,
+    prune_at: usize,
+}
+
+impl SharedSpecs {
+    pub fn share(&mut self, pod: &mut PodInfo) {
+        let Some(owner) = &pod.spec.owner else { return };
+        if let Some(known) = self.by_owner.get(&owner.uid).and_then(Weak::upgrade) {
+            if known == pod.spec {
+                pod.spec = known;
+            }
+            return;
+        }
+        if self.by_owner.len() >= self.prune_at.max(1_024) {
+            self.by_owner.retain(|_, spec| spec.strong_count() > 0);
+            self.prune_at = 2 * self.by_owner.len();
+        }
+        self.by_owner.insert(owner.uid.clone(), Arc::downgrade(&pod.spec));
     }
 }
 

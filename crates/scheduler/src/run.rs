@@ -23,7 +23,7 @@ use crate::events::ClusterEvent;
 use crate::framework::{FitError, Framework};
 use crate::inbox::{Inbox, Kind};
 use crate::node::NodeIdx;
-use crate::pod::{PodInfo, Uid};
+use crate::pod::{PodInfo, SharedSpecs, Uid};
 use crate::preemption::{self, Candidate};
 use crate::queue::{Queue, QueuedPod};
 use crate::schedule::{self, Nominations, Scope};
@@ -101,6 +101,7 @@ pub async fn run_with(
         nominations: Nominations::default(),
         profiles,
         known: HashMap::new(),
+        specs: SharedSpecs::default(),
         evicting: HashMap::new(),
         rng: SmallRng::seed_from_u64(config.seed),
         writes: JoinSet::new(),
@@ -126,6 +127,7 @@ pub(crate) struct Scheduler {
     profiles: HashMap<String, Profile>,
     /// The pod last seen under each name: a name may be taken over by another pod.
     pub(crate) known: HashMap<NamespacedName, Uid>,
+    pub(crate) specs: SharedSpecs,
     /// How many victims of a preemptor are still being deleted.
     evicting: HashMap<Uid, usize>,
     rng: SmallRng,
@@ -216,7 +218,7 @@ impl Scheduler {
         }
         match schedule::schedule(scope, pod, &mut profile.cursor, &mut self.rng) {
             Ok(choice) => self.place(&framework, pod, choice.node),
-            Err(error) => self.failed(&framework, pod, error),
+            Err(error) => self.failed(&framework, pod, *error),
         }
     }
 

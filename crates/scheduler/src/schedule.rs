@@ -86,7 +86,7 @@ pub fn schedule(
     pod: &PodInfo,
     cursor: &mut usize,
     rng: &mut impl Rng,
-) -> Result<Choice, FitError> {
+) -> Result<Choice, Box<FitError>> {
     let feasible = find_feasible(scope, pod, cursor)?;
     let scores = total_scores(scope, pod, &feasible);
     let node = pick(&feasible, &scores, rng);
@@ -94,7 +94,11 @@ pub fn schedule(
 }
 
 /// Nodes the pod can go to: at least one, and no more than the profile wants scored.
-pub fn find_feasible(scope: Scope<'_>, pod: &PodInfo, cursor: &mut usize) -> Result<Vec<NodeIdx>, FitError> {
+pub fn find_feasible(
+    scope: Scope<'_>,
+    pod: &PodInfo,
+    cursor: &mut usize,
+) -> Result<Vec<NodeIdx>, Box<FitError>> {
     let prepared = pre_filter(scope, pod)?;
     if let Some(name) = scope.nominations.node_of(&pod.uid).or(pod.nominated_node_name.as_deref())
         && let Some(node) = scope.snapshot.node_named(name)
@@ -136,7 +140,7 @@ pub fn find_feasible(scope: Scope<'_>, pod: &PodInfo, cursor: &mut usize) -> Res
     if !nodes.is_empty() {
         *cursor = (start + looked_at) % nodes.len();
     }
-    if feasible.is_empty() { Err(error) } else { Ok(feasible) }
+    if feasible.is_empty() { Err(Box::new(error)) } else { Ok(feasible) }
 }
 
 fn limited(plugins: &BTreeSet<&'static str>) -> Rejection {
@@ -158,15 +162,17 @@ fn feasible_wanted(nodes: usize, percentage: u32) -> usize {
 }
 
 /// Lets every plugin look at the pod.
-pub(crate) fn pre_filter<'s>(scope: Scope<'s>, pod: &'s PodInfo) -> Result<Prepared<'s>, FitError> {
+pub(crate) fn pre_filter<'s>(scope: Scope<'s>, pod: &'s PodInfo) -> Result<Prepared<'s>, Box<FitError>> {
     let mut prepared = Prepared { filters: Vec::new(), nodes: None, limited_by: BTreeSet::new() };
     let all_nodes = scope.snapshot.node_order().len();
-    let refuse = |message: String, plugins: BTreeSet<&'static str>, rejection: Rejection| FitError {
-        all_nodes,
-        plugins,
-        pre_filter_message: Some(message),
-        absent: Some(rejection),
-        ..FitError::default()
+    let refuse = |message: String, plugins: BTreeSet<&'static str>, rejection: Rejection| {
+        Box::new(FitError {
+            all_nodes,
+            plugins,
+            pre_filter_message: Some(message),
+            absent: Some(rejection),
+            ..FitError::default()
+        })
     };
     for plugin in &scope.framework.filters {
         let Checks { filter, nodes } = match plugin.pre_filter(scope.snapshot, pod) {

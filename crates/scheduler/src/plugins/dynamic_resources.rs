@@ -1,5 +1,6 @@
 //! Devices for the pod's resource claims (KEP-4381).
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use k8s_openapi::api::resource::v1::ResourceClaim;
@@ -64,9 +65,9 @@ fn claims(snapshot: &Snapshot, pod: &PodInfo) -> Result<Claims, Rejection> {
 }
 
 struct DeviceFilter<'s> {
-    claims: Arc<Claims>,
-    selectors: Arc<Vec<NodeSelector>>,
-    allocator: Arc<Allocator<'s>>,
+    claims: Rc<Claims>,
+    selectors: Rc<Vec<NodeSelector>>,
+    allocator: Rc<Allocator<'s>>,
 }
 
 impl Plugin for DynamicResources {
@@ -90,9 +91,9 @@ impl Plugin for DynamicResources {
             .map(NodeSelector::from_api)
             .collect();
         Checks::with(DeviceFilter {
-            claims: Arc::new(claims),
-            selectors: Arc::new(selectors),
-            allocator: Arc::new(snapshot.devices.allocator()),
+            claims: Rc::new(claims),
+            selectors: Rc::new(selectors),
+            allocator: Rc::new(snapshot.devices.allocator()),
         })
     }
 
@@ -156,9 +157,9 @@ impl<'s> Filter<'s> for DeviceFilter<'s> {
 
     fn clone_box(&self) -> Box<dyn Filter<'s> + 's> {
         Box::new(Self {
-            claims: Arc::clone(&self.claims),
-            selectors: Arc::clone(&self.selectors),
-            allocator: Arc::clone(&self.allocator),
+            claims: Rc::clone(&self.claims),
+            selectors: Rc::clone(&self.selectors),
+            allocator: Rc::clone(&self.allocator),
         })
     }
 }

@@ -16,8 +16,6 @@ use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::fixture::merge;
-
 /// How long anything may take that a test waits for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -47,6 +45,18 @@ struct Target {
     namespace: String,
     name: String,
     subresource: String,
+}
+
+/// Puts the fields of `over` over those of `base`, objects into objects.
+pub(crate) fn merge(base: &mut Value, over: &Value) {
+    match (base, over) {
+        (Value::Object(base), Value::Object(over)) => {
+            for (key, value) in over {
+                merge(base.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (base, over) => *base = over.clone(),
+    }
 }
 
 impl Target {
@@ -134,6 +144,10 @@ impl State {
                 (StatusCode::CREATED, json!({"kind": "Status", "status": "Success"}))
             }
             (&Method::POST, _, _) => {
+                let mut body = body;
+                if body["metadata"]["uid"].is_null() {
+                    body["metadata"]["uid"] = format!("uid-{}", self.revision).into();
+                }
                 let name = body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
                 (StatusCode::CREATED, self.write((key.0, key.1, name), "ADDED", body))
             }

@@ -13,24 +13,14 @@ use scheduler::schedule::{Nominations, Scope, prepare, schedule};
 use scheduler::snapshot::Snapshot;
 use serde_json::{Value, json};
 
+pub(crate) use crate::api::merge;
+
 pub(crate) struct Cluster {
     pub(crate) snapshot: Snapshot,
     pub(crate) nominations: Nominations,
     pub(crate) framework: Framework,
     pub(crate) cursor: usize,
     pub(crate) rng: SmallRng,
-}
-
-/// Puts the fields of `over` over those of `base`, objects into objects.
-pub(crate) fn merge(base: &mut Value, over: &Value) {
-    match (base, over) {
-        (Value::Object(base), Value::Object(over)) => {
-            for (key, value) in over {
-                merge(base.entry(key.clone()).or_insert(Value::Null), value);
-            }
-        }
-        (base, over) => *base = over.clone(),
-    }
 }
 
 pub(crate) fn pod(name: &str, over: Value) -> Arc<PodInfo> {
@@ -95,7 +85,7 @@ impl Cluster {
         Scope { snapshot: &self.snapshot, framework: &self.framework, nominations: &self.nominations }
     }
 
-    pub(crate) fn decide(&mut self, pod: &PodInfo) -> Result<String, FitError> {
+    pub(crate) fn decide(&mut self, pod: &PodInfo) -> Result<String, Box<FitError>> {
         prepare(&mut self.snapshot, &self.framework, pod);
         let scope =
             Scope { snapshot: &self.snapshot, framework: &self.framework, nominations: &self.nominations };
