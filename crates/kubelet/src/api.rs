@@ -107,10 +107,14 @@ impl ApiError {
 }
 
 /// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
+        // The status of a refusal says it all; its debug form would only repeat it.
+        if let Some(kube::Error::Api(status)) = error.downcast_ref::<kube::Error>() {
+            return format!("{text}: {}", status.message);
+        }
         let next = error.to_string();
         // Some libraries repeat the cause in their own text.
         if !text.contains(&next) {

@@ -23,6 +23,8 @@ pub(crate) struct Cgroups {
     layout: Layout,
     /// Path below the mounts, such as `kubepods` or `a/b/kubepods`.
     root: PathBuf,
+    /// What holds `kubepods`, where it was not there before and so is ours to remove.
+    made: Option<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -46,10 +48,18 @@ impl Cgroups {
     pub(crate) fn detect(cgroup_root: &str) -> Result<Self, CgroupError> {
         let root = Path::new(cgroup_root.trim_start_matches('/')).join("kubepods");
         if Path::new(V2_MOUNT).join("cgroup.controllers").exists() {
-            return Ok(Self { layout: Layout::V2(V2_MOUNT.into()), root });
+            return Ok(Self::new(Layout::V2(V2_MOUNT.into()), root));
         }
         let table = fs::read_to_string("/proc/self/mountinfo").map_err(CgroupError::Mounts)?;
-        Ok(Self { layout: Layout::V1(v1_hierarchies(&table)), root })
+        Ok(Self::new(Layout::V1(v1_hierarchies(&table)), root))
+    }
+
+    fn new(layout: Layout, root: PathBuf) -> Self {
+        let mut cgroups = Self { layout, root, made: None };
+        let parent = cgroups.root.parent().map(Path::to_owned).filter(|p| !p.as_os_str().is_empty());
+        let is_new = |p: &PathBuf| cgroups.mounts().iter().all(|mount| !mount.join(p).exists());
+        cgroups.made = parent.filter(is_new);
+        cgroups
     }
 
     /// The name the runtime is given as a sandbox's parent.
@@ -114,7 +124,8 @@ impl Cgroups {
 
     /// Removes the whole tree as far as it is empty; pods that still run keep theirs.
     pub(crate) fn remove_root(&self) {
-        for path in [self.root.join("burstable"), self.root.join("besteffort"), self.root.clone()] {
+        let ours = [self.root.join("burstable"), self.root.join("besteffort"), self.root.clone()];
+        for path in ours.into_iter().chain(self.made.clone()) {
             for mount in self.mounts() {
                 // Busy or missing are both fine: what runs stays, what is gone is gone.
                 fs::remove_dir(mount.join(&path)).ok();

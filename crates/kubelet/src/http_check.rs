@@ -87,19 +87,18 @@ impl HttpCheck {
     }
 
     async fn once(&self, agent: &str) -> Result<(HttpAnswer, Option<String>), String> {
-        let text = |e: &dyn std::error::Error| crate::api::chain(e);
+        let text = |e: &(dyn std::error::Error + 'static)| crate::api::chain(e);
         let address = self.authority();
         let stream = TcpStream::connect(&address).await.map_err(|e| format!("dial tcp {address}: {e}"))?;
         let request = self.request(agent)?;
-        let response = if self.tls {
+        if self.tls {
             let name = ServerName::try_from(self.host.clone()).map_err(|e| text(&e))?;
             let stream =
                 TlsConnector::from(unverified()).connect(name, stream).await.map_err(|e| text(&e))?;
             send(TokioIo::new(stream), request).await
         } else {
             send(TokioIo::new(stream), request).await
-        };
-        response
+        }
     }
 
     fn request(&self, agent: &str) -> Result<Request<Empty<Bytes>>, String> {

@@ -30,44 +30,108 @@ const fn switch(name: &'static str, set: Setter) -> Flag {
 }
 
 const FLAGS: &[Flag] = &[
-    text("hostname-override", |c, v| ok(c.node_name = v.trim().to_lowercase())),
-    text("root-dir", |c, v| ok(c.root_dir = v.into())),
-    text("cert-dir", |c, v| ok(c.cert_dir = v.into())),
-    text("kubeconfig", |c, v| ok(c.kubeconfig = path(v))),
-    text("bootstrap-kubeconfig", |c, v| ok(c.bootstrap_kubeconfig = path(v))),
-    text("provider-id", |c, v| ok(c.provider_id = v.into())),
+    text("hostname-override", |c, v| {
+        c.node_name = v.trim().to_lowercase();
+        Ok(())
+    }),
+    text("root-dir", |c, v| {
+        c.root_dir = v.into();
+        Ok(())
+    }),
+    text("cert-dir", |c, v| {
+        c.cert_dir = v.into();
+        Ok(())
+    }),
+    text("kubeconfig", |c, v| {
+        c.kubeconfig = path(v);
+        Ok(())
+    }),
+    text("bootstrap-kubeconfig", |c, v| {
+        c.bootstrap_kubeconfig = path(v);
+        Ok(())
+    }),
+    text("provider-id", |c, v| {
+        c.provider_id = v.into();
+        Ok(())
+    }),
     text("node-ip", |c, v| parse_list(v).map(|ips| c.node_ips = ips)),
     text("node-labels", |c, v| map(v).map(|labels| c.node_labels = labels)),
     text("register-with-taints", |c, v| taints(v).map(|t| c.kubelet.register_with_taints = t)),
     switch("register-node", |c, v| boolean(v).map(|b| c.kubelet.register_node = b)),
-    text("container-runtime-endpoint", |c, v| ok(c.kubelet.container_runtime_endpoint = v.into())),
-    text("image-service-endpoint", |c, v| ok(c.kubelet.image_service_endpoint = v.into())),
-    text("pod-manifest-path", |c, v| ok(c.kubelet.static_pod_path = path(v))),
+    text("container-runtime-endpoint", |c, v| {
+        c.kubelet.container_runtime_endpoint = v.into();
+        Ok(())
+    }),
+    text("image-service-endpoint", |c, v| {
+        c.kubelet.image_service_endpoint = v.into();
+        Ok(())
+    }),
+    text("pod-manifest-path", |c, v| {
+        c.kubelet.static_pod_path = path(v);
+        Ok(())
+    }),
     text("manifest-url", |c, v| {
-        ok(c.kubelet.static_pod_url = Some(v.into()).filter(|v: &String| !v.is_empty()))
+        c.kubelet.static_pod_url = Some(v.to_owned()).filter(|v| !v.is_empty());
+        Ok(())
     }),
     text("file-check-frequency", |c, v| time(v).map(|d| c.kubelet.file_check_frequency = d)),
     text("http-check-frequency", |c, v| time(v).map(|d| c.kubelet.http_check_frequency = d)),
-    text("address", |c, v| ok(c.kubelet.address = v.into())),
+    text("address", |c, v| {
+        c.kubelet.address = v.into();
+        Ok(())
+    }),
     text("port", |c, v| number(v).map(|n| c.kubelet.port = n)),
     text("read-only-port", |c, v| number(v).map(|n| c.kubelet.read_only_port = n)),
-    text("tls-cert-file", |c, v| ok(c.kubelet.tls_cert_file = path(v))),
-    text("tls-private-key-file", |c, v| ok(c.kubelet.tls_private_key_file = path(v))),
-    text("client-ca-file", |c, v| ok(c.kubelet.authentication.x509.client_ca_file = path(v))),
+    text("tls-cert-file", |c, v| {
+        c.kubelet.tls_cert_file = path(v);
+        Ok(())
+    }),
+    text("tls-private-key-file", |c, v| {
+        c.kubelet.tls_private_key_file = path(v);
+        Ok(())
+    }),
+    text("client-ca-file", |c, v| {
+        c.kubelet.authentication.x509.client_ca_file = path(v);
+        Ok(())
+    }),
     switch("anonymous-auth", |c, v| boolean(v).map(|b| c.kubelet.authentication.anonymous.enabled = b)),
     switch("authentication-token-webhook", |c, v| {
         boolean(v).map(|b| c.kubelet.authentication.webhook.enabled = b)
     }),
-    text("authorization-mode", |c, v| ok(c.kubelet.authorization.mode = v.into())),
-    text("cluster-dns", |c, v| ok(c.kubelet.cluster_dns = list(v))),
-    text("cluster-domain", |c, v| ok(c.kubelet.cluster_domain = v.into())),
-    text("resolv-conf", |c, v| ok(c.kubelet.resolv_conf = v.into())),
-    text("cgroup-root", |c, v| ok(c.kubelet.cgroup_root = v.into())),
-    text("cgroup-driver", |c, v| ok(c.kubelet.cgroup_driver = v.into())),
+    text("authorization-mode", |c, v| {
+        c.kubelet.authorization.mode = v.into();
+        Ok(())
+    }),
+    text("cluster-dns", |c, v| {
+        c.kubelet.cluster_dns = list(v);
+        Ok(())
+    }),
+    text("cluster-domain", |c, v| {
+        c.kubelet.cluster_domain = v.into();
+        Ok(())
+    }),
+    text("resolv-conf", |c, v| {
+        c.kubelet.resolv_conf = v.into();
+        Ok(())
+    }),
+    text("cgroup-root", |c, v| {
+        c.kubelet.cgroup_root = v.into();
+        Ok(())
+    }),
+    text("cgroup-driver", |c, v| {
+        c.kubelet.cgroup_driver = v.into();
+        Ok(())
+    }),
     switch("cgroups-per-qos", |c, v| boolean(v).map(|b| c.kubelet.cgroups_per_qos = b)),
-    text("enforce-node-allocatable", |c, v| ok(c.kubelet.enforce_node_allocatable = list(v))),
+    text("enforce-node-allocatable", |c, v| {
+        c.kubelet.enforce_node_allocatable = list(v);
+        Ok(())
+    }),
     text("max-pods", |c, v| number(v).map(|n| c.kubelet.max_pods = n)),
-    text("pod-cidr", |c, v| ok(c.kubelet.pod_cidr = v.into())),
+    text("pod-cidr", |c, v| {
+        c.kubelet.pod_cidr = v.into();
+        Ok(())
+    }),
     text("pod-max-pids", |c, v| number(v).map(|n| c.kubelet.pod_pids_limit = n)),
     switch("cpu-cfs-quota", |c, v| boolean(v).map(|b| c.kubelet.cpu_cfs_quota = b)),
     switch("serialize-image-pulls", |c, v| boolean(v).map(|b| c.kubelet.serialize_image_pulls = Some(b))),
@@ -82,11 +146,17 @@ const FLAGS: &[Flag] = &[
     text("eviction-max-pod-grace-period", |c, v| {
         number(v).map(|n| c.kubelet.eviction_max_pod_grace_period = n)
     }),
-    text("allowed-unsafe-sysctls", |c, v| ok(c.kubelet.allowed_unsafe_sysctls = list(v))),
+    text("allowed-unsafe-sysctls", |c, v| {
+        c.kubelet.allowed_unsafe_sysctls = list(v);
+        Ok(())
+    }),
     text("system-reserved", |c, v| map(v).map(|m| c.kubelet.system_reserved = m)),
     text("kube-reserved", |c, v| map(v).map(|m| c.kubelet.kube_reserved = m)),
     switch("fail-swap-on", |c, v| boolean(v).map(|b| c.kubelet.fail_swap_on = b)),
-    text("container-log-max-size", |c, v| ok(c.kubelet.container_log_max_size = v.into())),
+    text("container-log-max-size", |c, v| {
+        c.kubelet.container_log_max_size = v.into();
+        Ok(())
+    }),
     text("container-log-max-files", |c, v| number(v).map(|n| c.kubelet.container_log_max_files = n)),
     switch("seccomp-default", |c, v| boolean(v).map(|b| c.kubelet.seccomp_default = b)),
     switch("rotate-certificates", |c, v| boolean(v).map(|b| c.kubelet.rotate_certificates = b)),
@@ -210,11 +280,6 @@ fn pairs(arguments: impl IntoIterator<Item = String>) -> Result<Vec<(String, Str
 fn hostname() -> Result<String, ConfigError> {
     let name = nix::unistd::gethostname().map_err(|e| ConfigError::Hostname { source: e.into() })?;
     Ok(name.to_string_lossy().trim().to_lowercase())
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "lets an assignment stand where a fallible setter is wanted")]
-fn ok((): ()) -> Result<(), String> {
-    Ok(())
 }
 
 fn path(value: &str) -> Option<PathBuf> {

@@ -167,7 +167,7 @@ fn evict_one(
             (used <= asked, view.model.spec.priority.unwrap_or(0), asked - used, view)
         })
         .collect();
-    ranked.sort_by(|a, b| (a.0, a.1, a.2).cmp(&(b.0, b.1, b.2)));
+    ranked.sort_by_key(|(within, priority, spare, _)| (*within, *priority, *spare));
     let note = format!("Attempting to reclaim {resource}");
     context.recorder.node(Warning, "EvictionThresholdMet", note);
     let Some((.., view)) = ranked.first() else { return false };

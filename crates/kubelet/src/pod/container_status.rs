@@ -30,7 +30,7 @@ impl View<'_> {
         let seen = self.observed.latest(name);
         let old = self.old_status(name);
         let mut status = match seen {
-            Some(seen) => self.from_runtime(container, seen),
+            Some(seen) => self.of_runtime(container, seen),
             None => self.without_runtime(container, old),
         };
         let running = seen.filter(|c| c.phase == ContainerPhase::Running);
@@ -46,7 +46,7 @@ impl View<'_> {
             }
             ContainerKind::Ephemeral => {}
         }
-        if !status.state.as_ref().is_some_and(|s| s.running.is_some()) {
+        if status.state.as_ref().is_none_or(|s| s.running.is_none()) {
             status.started = status.started.map(|_| false);
             status.ready &= container.kind == ContainerKind::Init;
         }
@@ -119,7 +119,7 @@ impl View<'_> {
         status
     }
 
-    fn from_runtime(&self, container: &ContainerModel, seen: &ContainerObs) -> ContainerStatus {
+    fn of_runtime(&self, container: &ContainerModel, seen: &ContainerObs) -> ContainerStatus {
         let previous = self.observed.previous(&seen.name);
         let old = self.old_status(&seen.name);
         let mut last = previous.map(terminated).or_else(|| old_termination(old, seen));

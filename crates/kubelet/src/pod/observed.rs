@@ -1,5 +1,7 @@
 //! What the runtime holds for one pod, in our own words.
 
+use std::cmp::Reverse;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerUser, LinuxContainerUser};
 
@@ -52,8 +54,8 @@ pub(crate) struct Observed {
 
 impl Observed {
     pub(crate) fn new(mut sandboxes: Vec<SandboxObs>, mut containers: Vec<ContainerObs>) -> Self {
-        sandboxes.sort_by(|a, b| (b.created_at, b.attempt).cmp(&(a.created_at, a.attempt)));
-        containers.sort_by(|a, b| (b.attempt, b.created_at).cmp(&(a.attempt, a.created_at)));
+        sandboxes.sort_by_key(|s| Reverse((s.created_at, s.attempt)));
+        containers.sort_by_key(|c| Reverse((c.attempt, c.created_at)));
         Self { sandboxes, containers }
     }
 

@@ -48,9 +48,7 @@ pub(crate) fn pod_status(
     // A pod is not over while one of its processes lives.
     let old_phase = old.phase.as_deref().unwrap_or("Pending");
     let held = is_terminal(phase) && !is_terminal(old_phase) && observed.any_alive();
-    if held {
-        phase = old_phase;
-    } else if is_terminal(old_phase) {
+    if held || is_terminal(old_phase) {
         phase = old_phase;
     }
     // Whatever was torn down will not run again, even if it never ran.

@@ -39,7 +39,7 @@ pub(super) async fn check(host: &str, port: i32, service: &str, timeout: Duratio
 }
 
 async fn ask(address: &str, service: &str) -> Result<i32, String> {
-    let text = |e: &dyn std::error::Error| crate::api::chain(e);
+    let text = |e: &(dyn std::error::Error + 'static)| crate::api::chain(e);
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| text(&e))?;
     let channel = endpoint.connect().await.map_err(|e| format!("error: {}", text(&e)))?;
     let mut client = Grpc::new(channel);

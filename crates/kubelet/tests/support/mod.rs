@@ -233,13 +233,22 @@ impl Drop for Node {
             Command::new("umount").args(["-l", point]).output().ok();
         }
         let root = self.config.kubelet.cgroup_root.trim_start_matches('/').to_owned();
-        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let path = hierarchy.path().join(&root);
-            Command::new("find")
-                .arg(&path)
-                .args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"])
-                .output()
-                .ok();
+        // Killed processes leave their cgroups a moment later.
+        for _ in 0..50 {
+            let mut left = false;
+            for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+                let path = hierarchy.path().join(&root);
+                Command::new("find")
+                    .arg(&path)
+                    .args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"])
+                    .output()
+                    .ok();
+                left |= path.exists();
+            }
+            if !left {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(100));
         }
         fs::remove_dir_all(&self.directory).ok();
     }
