@@ -1,8 +1,11 @@
-//! Tasks for people who work on the tree: `cargo xtask codegen --from DIR`.
+//! Tasks for people who work on the tree: `cargo xtask codegen --from DIR`, `cargo xtask tidy`.
 
 mod codegen;
+mod tidy;
 
+use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -20,10 +23,21 @@ enum Task {
         #[arg(long)]
         from: PathBuf,
     },
+    /// Check the rules of the tree that no compiler checks.
+    Tidy {
+        /// Take the versions that are there several times now into the list of those that may.
+        #[arg(long)]
+        accept_duplicates: bool,
+    },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().task {
+fn main() -> ExitCode {
+    let done = match Arguments::parse().task {
         Task::Codegen { from } => codegen::run(&from),
-    }
+        Task::Tidy { accept_duplicates } => tidy::run(accept_duplicates),
+    };
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    // Nothing is left to do if even this fails.
+    writeln!(std::io::stderr(), "error: {error:#}").ok();
+    ExitCode::FAILURE
 }
