@@ -31,6 +31,36 @@ pub(crate) fn canonical(value: &impl Serialize) -> Value {
     value
 }
 
+/// True if the API server would store the same status for both: it leaves out zeros as it leaves out what is unset.
+pub(crate) fn same_status<T: Serialize>(old: Option<&T>, new: &T) -> bool {
+    let stored = |status: &T| {
+        let mut value = serde_json::to_value(status).unwrap_or(Value::Null);
+        prune_zeros(&mut value);
+        value
+    };
+    old.is_some_and(|old| stored(old) == stored(new))
+}
+
+fn prune_zeros(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            members.values_mut().for_each(prune_zeros);
+            members.retain(|_, member| !is_zero(member));
+        }
+        Value::Array(items) => items.iter_mut().for_each(prune_zeros),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Bool(value) => !value,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Null | Value::Object(_) | Value::Array(_) => is_empty(value),
+    }
+}
+
 fn prune(value: &mut Value) {
     match value {
         Value::Object(members) => {
@@ -73,6 +103,9 @@ mod tests {
         assert_ne!(template_hash(&one, None), template_hash(&one, Some(1)));
         assert_ne!(template_hash(&one, None), template_hash(&json!({"spec": {"a": 2}}), None));
         assert!(template_hash(&one, None).bytes().all(|byte| ALPHABET.contains(&byte)));
+        assert!(same_status(Some(&json!({"active": 0, "list": []})), &json!({"list": null})));
+        assert!(!same_status(Some(&json!({"active": 1})), &json!({})));
+        assert!(!same_status(None, &json!({})), "a status that was never written is written");
         // Known answer: hashes are names of objects and must not change between versions.
         assert_eq!(fnv32a(0x811c_9dc5, b"foobar"), 0xbf9c_f968);
         assert_eq!(safe_encode("0123456789"), "456789bcdf");

@@ -16,12 +16,11 @@ use k8s_openapi::api::autoscaling::v2::{
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::PostParams;
 use kube::core::DynamicObject;
 use meta::names::NamespacedName;
 use reconcile::events::EventRecorder;
 use reconcile::{Action, Informer, ReconcileError, Reconciler, SharedClock, chain};
-use serde_json::json;
 
 use self::plan::{Brakes, Record};
 use crate::config::Config;
@@ -99,7 +98,7 @@ impl Reconciler for Autoscaler {
             self.events.warning(&*autoscaler, inactive.reason, "Scale", inactive.message.clone());
             self.set(&mut status, inactive.type_, "False", inactive.reason, &inactive.message);
         }
-        if autoscaler.status.as_ref().is_none_or(|old| hash::canonical(old) != hash::canonical(&status)) {
+        if !hash::same_status(autoscaler.status.as_ref(), &status) {
             let updated = HorizontalPodAutoscaler { status: Some(status), ..(*autoscaler).clone() };
             let autoscalers = api::<HorizontalPodAutoscaler>(&self.client, &key.namespace);
             match autoscalers.replace_status(&key.name, &PostParams::default(), &updated).await {
@@ -160,8 +159,9 @@ impl Autoscaler {
         if desired == current {
             return Ok(());
         }
-        let patch = Patch::Merge(json!({"spec": {"replicas": desired}}));
-        if let Err(error) = target.patch_scale(target_name, &PatchParams::default(), &patch).await {
+        let mut wanted = scale.clone();
+        wanted.spec.get_or_insert_default().replicas = Some(desired);
+        if let Err(error) = target.replace_scale(target_name, &PostParams::default(), &wanted).await {
             let message =
                 format!("the HPA controller was unable to update the target scale: {}", chain(&error));
             return Err(Inactive { type_: "AbleToScale", reason: "FailedUpdateScale", message });

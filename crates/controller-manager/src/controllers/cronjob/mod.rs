@@ -169,7 +169,7 @@ impl CronJobs {
         cron: &CronJob,
         status: k8s_openapi::api::batch::v1::CronJobStatus,
     ) -> Result<(), ReconcileError> {
-        if cron.status.as_ref().is_some_and(|old| hash::canonical(old) == hash::canonical(&status)) {
+        if hash::same_status(cron.status.as_ref(), &status) {
             return Ok(());
         }
         let updated = CronJob { status: Some(status), ..cron.clone() };

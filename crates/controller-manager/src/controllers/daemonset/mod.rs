@@ -268,7 +268,7 @@ impl DaemonSets {
     }
 
     async fn write_status(&self, set: &DaemonSet, status: DaemonSetStatus) -> Result<(), ReconcileError> {
-        if set.status.as_ref().is_some_and(|old| hash::canonical(old) == hash::canonical(&status)) {
+        if hash::same_status(set.status.as_ref(), &status) {
             return Ok(());
         }
         let updated = DaemonSet { status: Some(status), ..set.clone() };

@@ -216,8 +216,7 @@ impl View<'_> {
     fn finish(&self, plan: &mut Plan, new_set: NewSet<'_>, judge: Judge, now: Timestamp) {
         let status = self.status(new_set, judge, now);
         plan.look_again = progress::next_look(self.deployment, self.limits, &status, now);
-        let same = |old: &DeploymentStatus| crate::hash::canonical(old) == crate::hash::canonical(&status);
-        if !self.deployment.status.as_ref().is_some_and(same) {
+        if !crate::hash::same_status(self.deployment.status.as_ref(), &status) {
             plan.status = Some(status);
         }
     }

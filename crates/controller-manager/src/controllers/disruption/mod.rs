@@ -109,7 +109,7 @@ impl Reconciler for Disruption {
             self.events.warning(&*budget, "CalculateExpectedPodCountFailed", "Calculate", note);
         }
         let outcome = plan(&budget, &pods, expected, self.clock.now());
-        if budget.status.as_ref().is_none_or(|old| hash::canonical(old) != hash::canonical(&outcome.status)) {
+        if !hash::same_status(budget.status.as_ref(), &outcome.status) {
             let updated = PodDisruptionBudget { status: Some(outcome.status), ..(*budget).clone() };
             let budgets = api::<PodDisruptionBudget>(&self.client, &key.namespace);
             match budgets.replace_status(&key.name, &PostParams::default(), &updated).await {

@@ -146,7 +146,7 @@ impl Jobs {
         job: &Job,
         status: JobStatus,
     ) -> Result<bool, ReconcileError> {
-        if job.status.as_ref().is_some_and(|old| hash::canonical(old) == hash::canonical(&status)) {
+        if hash::same_status(job.status.as_ref(), &status) {
             return Ok(true);
         }
         let updated = Job { status: Some(status), ..job.clone() };

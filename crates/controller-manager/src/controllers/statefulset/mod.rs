@@ -9,13 +9,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, PostParams, Preconditions};
 use meta::names::NamespacedName;
 use reconcile::events::EventRecorder;
 use reconcile::expectations::Expectations;
 use reconcile::object::resource_version_of;
 use reconcile::{Action, Informer, ReconcileError, Reconciler, SharedClock, chain};
-use serde_json::json;
 
 use self::plan::{Step, Why, plan};
 use crate::context::{Context, api};
@@ -244,12 +243,10 @@ impl StatefulSets {
         let (Some(ordinal), Some(owner)) = (ordinal, owner) else { return Ok(()) };
         for claim in identity::claims(set, ordinal) {
             let Some(existing) = self.claims.get(&pods::key(&claim.metadata)) else { continue };
-            let patch = Patch::Merge(json!({"metadata": {
-                "ownerReferences": [owner],
-                "resourceVersion": existing.metadata.resource_version,
-            }}));
+            let mut handed = (*existing).clone();
+            handed.metadata.owner_references = Some(vec![owner.clone()]);
             let claims = api::<PersistentVolumeClaim>(&self.client, pods::namespace(&set.metadata));
-            claims.patch(name(&existing.metadata), &PatchParams::default(), &patch).await?;
+            claims.replace(name(&existing.metadata), &PostParams::default(), &handed).await?;
         }
         Ok(())
     }
@@ -259,7 +256,7 @@ impl StatefulSets {
         set: &StatefulSet,
         status: k8s_openapi::api::apps::v1::StatefulSetStatus,
     ) -> Result<(), ReconcileError> {
-        if set.status.as_ref().is_some_and(|old| hash::canonical(old) == hash::canonical(&status)) {
+        if hash::same_status(set.status.as_ref(), &status) {
             return Ok(());
         }
         let updated = StatefulSet { status: Some(status), ..set.clone() };

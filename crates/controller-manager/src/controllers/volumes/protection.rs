@@ -5,12 +5,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Patch, PatchParams};
+use kube::api::PostParams;
 use kube::{Api, Resource};
 use meta::names::NamespacedName;
 use reconcile::informer::Object;
 use reconcile::{Action, Informer, ReconcileError, Reconciler};
-use serde_json::json;
+use serde::Serialize;
 
 use crate::context::{Context, api};
 use crate::enqueue;
@@ -85,13 +85,14 @@ fn plan(meta: &ObjectMeta, finalizer: &str, in_use: bool) -> Option<Vec<String>>
     Some(finalizers)
 }
 
-async fn write<K: Object + Resource<DynamicType = ()>>(
-    api: Api<K>,
-    meta: &ObjectMeta,
-    finalizers: Vec<String>,
-) -> Result<Action, ReconcileError> {
-    let patch = json!({"metadata": {"resourceVersion": meta.resource_version, "finalizers": finalizers}});
-    match api.patch(name(meta), &PatchParams::default(), &Patch::Merge(patch)).await {
+/// Writes the object as the cache has it, with other finalizers.
+async fn write<K>(api: Api<K>, object: &K, finalizers: Vec<String>) -> Result<Action, ReconcileError>
+where
+    K: Object + Resource<DynamicType = ()> + Serialize,
+{
+    let mut changed = object.clone();
+    changed.meta_mut().finalizers = Some(finalizers);
+    match api.replace(name(object.meta()), &PostParams::default(), &changed).await {
         Ok(_) => Ok(Action::Done),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Action::Done),
         Err(error) => Err(error.into()),
@@ -113,7 +114,7 @@ impl Reconciler for ClaimProtection {
         if lets_go && self.is_used_live(key).await? {
             return Ok(Action::Requeue);
         }
-        write(api::<PersistentVolumeClaim>(&self.client, &key.namespace), &claim.metadata, finalizers).await
+        write(api::<PersistentVolumeClaim>(&self.client, &key.namespace), &*claim, finalizers).await
     }
 }
 
@@ -138,7 +139,7 @@ impl Reconciler for VolumeProtection {
         let Some(finalizers) = plan(&volume.metadata, VOLUME_FINALIZER, bound) else {
             return Ok(Action::Done);
         };
-        write(Api::<PersistentVolume>::all(self.client.clone()), &volume.metadata, finalizers).await
+        write(Api::<PersistentVolume>::all(self.client.clone()), &*volume, finalizers).await
     }
 }
 
