@@ -171,7 +171,8 @@ impl Hierarchies {
 
     /// Changes the limits of a running container.
     pub(crate) fn update(&self, path: &str, resources: &LinuxContainerResources) -> Result<(), RuntimeError> {
-        for (controller, name, value) in self.plan_update(resources) {
+        let swap = self.read_number(path, "memory", "memory.memsw.limit_in_bytes");
+        for (controller, name, value) in self.plan_update(resources, swap) {
             let Some(file) = self.file(path, controller, &name) else {
                 return Err(RuntimeError::Precondition {
                     message: format!("the {controller} controller is not there"),
@@ -182,9 +183,13 @@ impl Hierarchies {
         Ok(())
     }
 
-    fn plan_update(&self, resources: &LinuxContainerResources) -> Vec<(&'static str, String, String)> {
+    fn plan_update(
+        &self,
+        resources: &LinuxContainerResources,
+        swap: Option<u64>,
+    ) -> Vec<(&'static str, String, String)> {
         match self {
-            Self::V1(_) => plan_v1(resources),
+            Self::V1(_) => plan_v1(resources, swap),
             Self::V2(_) => plan_v2(resources),
         }
     }
@@ -248,7 +253,8 @@ fn stat(text: &str, key: &str) -> u64 {
     values.find(|(name, _)| *name == key).and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(0)
 }
 
-fn plan_v1(resources: &LinuxContainerResources) -> Vec<(&'static str, String, String)> {
+/// `swap` is the present limit of memory and swap together, which may never be the lower one.
+fn plan_v1(resources: &LinuxContainerResources, swap: Option<u64>) -> Vec<(&'static str, String, String)> {
     let mut plan = Vec::new();
     let mut put = |controller, name: &str, value: String| plan.push((controller, name.to_owned(), value));
     if resources.cpu_shares > 0 {
@@ -260,8 +266,21 @@ fn plan_v1(resources: &LinuxContainerResources) -> Vec<(&'static str, String, St
     if resources.cpu_quota != 0 {
         put("cpu", "cpu.cfs_quota_us", resources.cpu_quota.to_string());
     }
-    if resources.memory_limit_in_bytes > 0 {
-        put("memory", "memory.limit_in_bytes", resources.memory_limit_in_bytes.to_string());
+    if let Ok(limit @ 1..) = u64::try_from(resources.memory_limit_in_bytes) {
+        let both = match resources.memory_swap_limit_in_bytes {
+            0 => resources.memory_limit_in_bytes,
+            both => both,
+        };
+        let memory = ("memory.limit_in_bytes", resources.memory_limit_in_bytes.to_string());
+        let both = ("memory.memsw.limit_in_bytes", both.to_string());
+        let order = match swap {
+            None => vec![memory],
+            Some(now) if now < limit => vec![both, memory],
+            Some(_) => vec![memory, both],
+        };
+        for (name, value) in order {
+            put("memory", name, value);
+        }
     }
     if !resources.cpuset_cpus.is_empty() {
         put("cpuset", "cpuset.cpus", resources.cpuset_cpus.clone());
@@ -351,7 +370,7 @@ cgroup /sys/fs/cgroup/pids cgroup rw,pids 0 0
             plan.into_iter().map(|(_, name, value)| format!("{name}={value}")).collect()
         };
         assert_eq!(
-            show(plan_v1(&resources)),
+            show(plan_v1(&resources, None)),
             [
                 "cpu.shares=1024",
                 "cpu.cfs_period_us=100000",

@@ -156,6 +156,8 @@ fn hold(
         from_parent.read_exact(&mut [0]).map_err(NamespaceError::Pipe)?;
         setresgid(Gid::from_raw(0), Gid::from_raw(0), Gid::from_raw(0)).map_err(make("group"))?;
         setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).map_err(make("user"))?;
+        // The change made it opaque; containers find the namespaces by this process, as the same user.
+        nix::sys::prctl::set_dumpable(true).map_err(make("holder"))?;
         enter(config)?;
     }
     if config.share_processes {

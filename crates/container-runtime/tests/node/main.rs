@@ -6,6 +6,7 @@
 mod cases;
 mod image;
 mod node;
+mod stream;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

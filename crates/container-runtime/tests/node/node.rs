@@ -55,6 +55,8 @@ impl Node {
     /// Starts a runtime that has the busybox image.
     pub(crate) async fn start() -> Self {
         let root = tempfile::Builder::new().prefix("cot-").tempdir().unwrap();
+        // Users of pods have to get through to their files.
+        fs::set_permissions(root.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
         let layout = root.path().join("layout");
         image::write_layout(&layout);
         ImageStore::open(&root.path().join("state")).unwrap().import(&layout).unwrap();
