@@ -25,7 +25,7 @@ mod usage;
 mod user;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
@@ -57,6 +57,12 @@ pub struct Config {
 /// Serves CRI until told to stop. Containers go on.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RuntimeError> {
     service::serve(config, shutdown).await
+}
+
+/// Ends everything a runtime that is not running left on the machine: supervisors, containers, control groups and
+/// mounts. Images and records stay; they are files. Blocking.
+pub fn reset(state_dir: &Path) -> Result<(), RuntimeError> {
+    recovery::reset(state_dir)
 }
 
 /// What the binary does when started as a supervisor: `args` are those after [`SupervisorCommand::args`].

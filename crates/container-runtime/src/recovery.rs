@@ -213,3 +213,55 @@ impl Runtime {
         container.advance(directory, ended, |phase| !phase.is_exited()).map(drop)
     }
 }
+
+/// How long killed processes may take to leave their control groups.
+const RESET_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Ends what is left of a state directory's pods.
+pub(crate) fn reset(state_dir: &Path) -> Result<(), RuntimeError> {
+    let Ok(root) = state_dir.canonicalize() else { return Ok(()) };
+    let layout = crate::machine::Layout { root };
+    let cgroups = crate::cgroup::Hierarchies::detect()?;
+    let mut groups = Vec::new();
+    for record in records::<ContainerRecord>(&layout.root.join("containers"), CONTAINER_FILE)? {
+        cgroups.kill(&record.cgroup, &record.id);
+        groups.push(record.cgroup);
+    }
+    for record in records::<SandboxRecord>(&layout.root.join("sandboxes"), SANDBOX_FILE)? {
+        kill_supervisor(record.live.supervisor, &layout.sandbox(&record.id));
+        crate::machine::unmount(&layout.shm(&record.id))?;
+        groups.extend(Some(record.cgroup).filter(|_| record.owns_cgroup));
+    }
+    let deadline = std::time::Instant::now() + RESET_TIMEOUT;
+    for group in groups {
+        loop {
+            match cgroups.remove(&group) {
+                Err(RuntimeError::File { source, .. })
+                    if source.kind() == ErrorKind::ResourceBusy && std::time::Instant::now() < deadline =>
+                {
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                }
+                result => break result?,
+            }
+        }
+    }
+    crate::machine::unmount(&layout.mounts())
+}
+
+/// The readable records of one kind.
+fn records<T: serde::de::DeserializeOwned>(directory: &Path, file: &str) -> Result<Vec<T>, RuntimeError> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(RuntimeError::file("read", directory))?,
+    };
+    Ok(entries.flatten().filter_map(|entry| read_json(&entry.path().join(file)).ok()).collect())
+}
+
+/// Kills a supervisor, if the process is still that.
+fn kill_supervisor(pid: i32, directory: &Path) {
+    let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    if pid > 1 && command.split('\0').any(|arg| Path::new(arg) == directory) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+            .unwrap_or_default();
+    }
+}

@@ -258,7 +258,8 @@ pub(crate) fn capabilities(
         set.clear();
     }
     set.extend(add.iter().chain(&ambient).filter(|name| *name != "ALL").cloned());
-    set.retain(|name| !drop.contains(name));
+    // The kernel's v2 groups leave devices to whoever can make their files.
+    set.retain(|name| !drop.contains(name) && !(machine.unified_cgroups && name == "CAP_MKNOD"));
     Ok(set.intersection(&machine.capabilities).cloned().collect())
 }
 

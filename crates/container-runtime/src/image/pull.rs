@@ -310,6 +310,8 @@ async fn download(
 
 impl Session {
     fn new(host: &Host, reference: &Reference, auth: &RegistryAuth) -> Result<Self, PullError> {
+        // The client takes the process's cryptography; whoever chose one already is right.
+        drop(rustls::crypto::ring::default_provider().install_default());
         let mut certificates = Vec::new();
         for path in &host.ca {
             let data = std::fs::read(path).map_err(ImageError::file("read", path))?;

@@ -240,6 +240,7 @@ impl Runtime {
         let overlay = |target, layers: &[String], upper| OverlayMount {
             target,
             lowers: layers.iter().rev().cloned().collect(),
+            devices: security_of(&record.config).privileged,
             upper,
             user_namespace: user_namespace.clone(),
         };

@@ -112,7 +112,7 @@ fn mount_overlay(overlay: &OverlayMount, layers: &Path) -> Result<(), LaunchErro
         None => chdir(layers)?,
     }
     let mut options = format!("lowerdir={}", lowers.join(":"));
-    let mut flags = MsFlags::MS_NODEV;
+    let mut flags = if overlay.devices { MsFlags::empty() } else { MsFlags::MS_NODEV };
     match &overlay.upper {
         Some((upper, work)) => {
             options.push_str(&format!(",upperdir={},workdir={}", escape(upper), escape(work)));

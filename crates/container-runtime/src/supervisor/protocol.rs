@@ -167,6 +167,9 @@ pub(crate) struct OverlayMount {
     pub(crate) lowers: Vec<String>,
     /// The upper and the work directory; without them the mount is read-only.
     pub(crate) upper: Option<(PathBuf, PathBuf)>,
+    /// Devices among the files may be used.
+    #[serde(default)]
+    pub(crate) devices: bool,
     /// Show the layers through the ids of this user namespace.
     pub(crate) user_namespace: Option<PathBuf>,
 }

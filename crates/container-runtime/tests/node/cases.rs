@@ -36,6 +36,9 @@ cases! {
     a_killed_supervisor_takes_its_pod,
     logs_are_reopened_and_events_told,
     images_are_removed_and_exported,
+    images_are_pulled_through_mirrors,
+    a_reset_leaves_nothing,
+    starting_is_quick_and_supervisors_are_small,
 }
 
 fn security_of(config: &mut pb::ContainerConfig) -> &mut pb::LinuxContainerSecurityContext {
@@ -508,4 +511,72 @@ async fn images_are_removed_and_exported() {
     store.import(&archive).unwrap();
     let status = node.client.image.image_status(request).await.unwrap().into_inner();
     assert_eq!(status.image.unwrap().repo_tags, [format!("docker.io/library/{}", crate::image::BUSYBOX)]);
+}
+
+async fn images_are_pulled_through_mirrors() {
+    let mut node = Node::start().await;
+    let registry = crate::registry::Registry::start(node.root.path().join("layout")).await;
+    let hosts = node.root.path().join("certs.d/example.test");
+    fs::create_dir_all(&hosts).unwrap();
+    let mirror = format!("[host.\"http://127.0.0.1:1\"]\n[host.\"http://{}\"]\n", registry.address);
+    fs::write(hosts.join("hosts.toml"), mirror).unwrap();
+    let store = container_runtime::ImageStore::open(&node.state()).unwrap();
+    let id = store.find(crate::image::BUSYBOX).unwrap().id;
+    let pull = |image: &str, user: &str| pb::PullImageRequest {
+        image: Some(pb::ImageSpec { image: image.into(), ..pb::ImageSpec::default() }),
+        auth: Some(pb::AuthConfig { username: user.into(), password: "secret".into(), ..Default::default() }),
+        sandbox_config: None,
+    };
+    let image = &mut node.client.image;
+    image.remove_image(pb::RemoveImageRequest { image: pull(&id, "").image }).await.unwrap();
+    let answer = image.pull_image(pull("example.test/cot/busybox:1", "cot")).await.unwrap().into_inner();
+    assert_eq!(answer.image_ref, id);
+    let record = store.find("example.test/cot/busybox:1").unwrap();
+    let by_digest = record.digests.first().unwrap().clone();
+    assert!(by_digest.starts_with("example.test/cot/busybox@sha256:"));
+    image.pull_image(pull(&by_digest, "cot")).await.unwrap();
+    let error = image.pull_image(pull("example.test/cot/busybox:none", "cot")).await.unwrap_err();
+    assert!(error.message().contains("failed to pull and unpack image"), "{}", error.message());
+    let error = image.pull_image(pull("example.test/cot/busybox:1", "mallory")).await.unwrap_err();
+    assert_ne!(error.code(), cri::Code::NotFound);
+    let wrong = by_digest.replace(&by_digest[by_digest.len() - 4..], "0000");
+    assert!(image.pull_image(pull(&wrong, "cot")).await.is_err());
+}
+
+async fn a_reset_leaves_nothing() {
+    let mut node = Node::start().await;
+    let config = node.pod("left");
+    let pod = node.run_pod(config).await;
+    node.launch(&pod, shell("main", "sleep 1000")).await;
+    node.kill();
+    container_runtime::reset(&node.state()).unwrap();
+    let mut traces = node.traces();
+    traces.retain(|trace| !trace.starts_with(&*node.state().to_string_lossy()));
+    assert_eq!(traces, Vec::<String>::new());
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(&*node.state().to_string_lossy()));
+}
+
+async fn starting_is_quick_and_supervisors_are_small() {
+    let mut node = Node::start().await;
+    let mut times = Vec::new();
+    for number in 0..5 {
+        let began = Instant::now();
+        let config = node.pod(&format!("quick{number}"));
+        let pod = node.run_pod(config).await;
+        let id = node.create(&pod, shell("main", "sleep 1000")).await.unwrap();
+        node.start_container(&id).await.unwrap();
+        times.push(began.elapsed());
+    }
+    times.sort();
+    let memory = node.supervisors().into_iter().map(|pid| {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let line =
+            |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned();
+        format!("rss {} pss {} dirty {}", line("Rss:"), line("Pss:"), line("Private_Dirty:"))
+    });
+    let memory: Vec<String> = memory.collect();
+    // Unoptimized and on a shared machine; the figures are for the reader.
+    println!("pod and container: {times:?}; supervisors: {memory:?}");
+    assert!(times[0] < Duration::from_secs(1), "{times:?}");
 }

@@ -6,6 +6,7 @@
 mod cases;
 mod image;
 mod node;
+mod registry;
 mod stream;
 
 use std::process::ExitCode;

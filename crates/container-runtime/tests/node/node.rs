@@ -71,10 +71,14 @@ impl Node {
 
     /// Kills the runtime as a crash would, and starts another.
     pub(crate) async fn crash(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.kill();
         self.child = spawn(self.root.path());
         self.client = connect(self.root.path()).await;
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     pub(crate) fn logs(&self) -> PathBuf {

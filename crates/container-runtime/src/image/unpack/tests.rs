@@ -19,6 +19,10 @@ impl Tar {
         header.set_uid(0);
         header.set_gid(0);
         header.set_mtime(0);
+        if kind == EntryType::Char {
+            header.set_device_major(0).unwrap();
+            header.set_device_minor(0).unwrap();
+        }
         header.set_size(data.len() as u64);
         header.set_cksum();
         self.0.append(&header, data).unwrap();
