@@ -259,7 +259,10 @@ pub(crate) fn capabilities(
     }
     set.extend(add.iter().chain(&ambient).filter(|name| *name != "ALL").cloned());
     // The kernel's v2 groups leave devices to whoever can make their files.
-    set.retain(|name| !drop.contains(name) && !(machine.unified_cgroups && name == "CAP_MKNOD"));
+    if machine.unified_cgroups {
+        set.remove("CAP_MKNOD");
+    }
+    set.retain(|name| !drop.contains(name));
     Ok(set.intersection(&machine.capabilities).cloned().collect())
 }
 

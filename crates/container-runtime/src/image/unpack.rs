@@ -168,13 +168,8 @@ fn split(name: &Path) -> io::Result<Option<(PathBuf, String)>> {
     for component in name.components() {
         match component {
             Component::Normal(name) => clean.push(name),
-            Component::ParentDir => {
-                if !clean.pop() {
-                    return Err(io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        "the name leads out of the layer",
-                    ));
-                }
+            Component::ParentDir if !clean.pop() => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the name leads out of the layer"));
             }
             _ => {}
         }
