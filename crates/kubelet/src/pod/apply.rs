@@ -233,8 +233,9 @@ impl Worker {
 
     fn status_sent(&mut self, sent: Sent, now: Timestamp) {
         self.sending = match sent {
-            Sent::Stored(status) => {
+            Sent::Stored(status, version) => {
                 self.known = *status;
+                self.known_version = version.unwrap_or(self.known_version);
                 Step::Idle
             }
             // The source will say so too; until then there is nobody to tell.
@@ -267,7 +268,8 @@ impl Worker {
             .collect();
         for (name, id) in running {
             let Some(container) = self.model.container(&name).cloned() else { continue };
-            let wanted = container.spec.resources.clone().unwrap_or_default();
+            let mut wanted = container.spec.resources.clone().unwrap_or_default();
+            wanted.claims = None;
             let before = self.previous_resources(&name);
             if container.kind == ContainerKind::Ephemeral || before.as_ref().is_none_or(|b| *b == wanted) {
                 continue;

@@ -3,14 +3,16 @@
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 
+use reconcile::object::resource_version_of;
+
 use super::model::PodModel;
 use super::status_patch::patch;
 use crate::api::{Api, ApiError};
 
 #[derive(Debug)]
 pub(crate) enum Sent {
-    /// The status the server holds now.
-    Stored(Box<PodStatus>),
+    /// The status the server holds now, and its version; none where nothing was sent.
+    Stored(Box<PodStatus>, Option<u64>),
     /// The pod is not there, or another of its name is.
     Gone,
     Failed(ApiError),
@@ -35,14 +37,17 @@ pub(crate) fn differs(old: &PodStatus, new: &PodStatus) -> bool {
 
 /// Sends what differs between `old`, last known to the server, and `new`.
 pub(crate) async fn send(api: Api, identity: Identity, old: PodStatus, new: PodStatus) -> Sent {
-    let Some(change) = patch(&identity.uid, &old, &new) else { return Sent::Stored(Box::new(old)) };
+    let Some(change) = patch(&identity.uid, &old, &new) else { return Sent::Stored(Box::new(old), None) };
     let pods = match api.namespaced::<Pod>(&identity.namespace) {
         Ok(pods) => pods,
-        Err(ApiError::NoServer) => return Sent::Stored(Box::new(new)),
+        Err(ApiError::NoServer) => return Sent::Stored(Box::new(new), None),
         Err(error) => return Sent::Failed(error),
     };
     match pods.patch_status(&identity.name, &PatchParams::default(), &Patch::Strategic(change)).await {
-        Ok(stored) => Sent::Stored(Box::new(stored.status.unwrap_or_default())),
+        Ok(stored) => {
+            let version = resource_version_of(&stored.metadata);
+            Sent::Stored(Box::new(stored.status.unwrap_or_default()), Some(version))
+        }
         Err(source) => {
             let error = ApiError::call("patch", format!("status of pod {}", identity.name), source);
             // 409: the uid is another pod's.

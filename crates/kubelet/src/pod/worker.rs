@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use reconcile::object::resource_version_of;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -46,6 +47,7 @@ pub(crate) struct Worker {
     pub(super) status: Option<PodStatus>,
     /// As the server last had it.
     pub(super) known: PodStatus,
+    pub(super) known_version: u64,
     pub(super) sending: Step,
     pub(super) deleting: Step,
     wake: Option<Timestamp>,
@@ -68,6 +70,7 @@ impl Worker {
     ) -> Self {
         let model = Arc::new(PodModel::new(pod));
         let known = model.pod.status.clone().unwrap_or_default();
+        let known_version = resource_version_of(&model.pod.metadata);
         let mut memory = Memory::default();
         if let Some(failure) = rejection {
             let since = context.clock.now();
@@ -90,6 +93,7 @@ impl Worker {
             removed: false,
             mirror: None,
             status: None,
+            known_version,
             known,
             sending: Step::Idle,
             deleting: Step::Idle,
@@ -152,6 +156,7 @@ impl Worker {
                 && self.mirror.as_ref().is_none_or(|m| m.metadata.uid != mirror.metadata.uid)
             {
                 self.known = mirror.status.clone().unwrap_or_default();
+                self.known_version = resource_version_of(&mirror.metadata);
             }
             self.mirror = mirror;
         }
@@ -172,9 +177,11 @@ impl Worker {
     fn update(&mut self, pod: Arc<Pod>) {
         let downward_changed = self.model.pod.metadata.labels != pod.metadata.labels
             || self.model.pod.metadata.annotations != pod.metadata.annotations;
-        // Others write conditions; what the kubelet owns it knows better itself.
-        if let Some(status) = &pod.status {
+        // The watch may lag behind the answers to our own writes.
+        let version = resource_version_of(&pod.metadata);
+        if let Some(status) = pod.status.as_ref().filter(|_| version >= self.known_version) {
             self.known = status.clone();
+            self.known_version = version;
         }
         self.model = Arc::new(PodModel::new(pod));
         if downward_changed && self.memory.volumes == Step::Done {
