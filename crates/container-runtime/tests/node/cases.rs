@@ -30,6 +30,7 @@ cases! {
     bad_commands_fail_to_start,
     processes_are_shared_when_asked,
     pods_may_have_user_namespaces,
+    pods_may_be_on_the_nodes_own_namespaces,
     mounts_are_what_was_asked_for,
     terminals_and_input_reach_the_container,
     streams_go_over_websocket,
@@ -262,6 +263,38 @@ async fn pods_may_have_user_namespaces() {
     let log: Vec<String> =
         log.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(log, ["0 700000 65536", "0", "0"]);
+    node.remove_pod(&pod).await;
+    assert_eq!(node.traces(), Vec::<String>::new());
+}
+
+async fn pods_may_be_on_the_nodes_own_namespaces() {
+    let mut node = Node::start().await;
+    let mut config = node.pod("host");
+    let options = pb::NamespaceOption {
+        network: pb::NamespaceMode::Node.into(),
+        pid: pb::NamespaceMode::Node.into(),
+        ipc: pb::NamespaceMode::Node.into(),
+        ..pb::NamespaceOption::default()
+    };
+    config.linux = Some(pb::LinuxPodSandboxConfig {
+        security_context: Some(pb::LinuxSandboxSecurityContext {
+            namespace_options: Some(options.clone()),
+            ..Default::default()
+        }),
+        ..pb::LinuxPodSandboxConfig::default()
+    });
+    let pod = node.run_pod(config).await;
+    let script = "for n in net pid ipc uts mnt; do readlink /proc/self/ns/$n; done; sleep 1234 & sleep 0.1";
+    let mut container = shell("main", script);
+    security_of(&mut container).namespace_options = Some(options);
+    let (status, log) = node.outcome(&pod, container).await;
+    assert_eq!(status.exit_code, 0, "{log}");
+    let ours = |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).unwrap().display().to_string();
+    let log: Vec<&str> = log.lines().collect();
+    let names = ["net", "pid", "ipc", "uts", "mnt"].map(ours);
+    assert_eq!(log[..4], names[..4]);
+    assert_ne!(log[4], names[4]);
+    // What its first process left behind went with it.
     node.remove_pod(&pod).await;
     assert_eq!(node.traces(), Vec::<String>::new());
 }
