@@ -75,6 +75,7 @@ pub struct Choice {
 
 /// Makes sure the indexes read for this pod are kept.
 pub fn prepare(snapshot: &mut Snapshot, framework: &Framework, pod: &PodInfo) {
+    snapshot.refresh_order();
     for plugin in &framework.all {
         plugin.prepare(snapshot, pod);
     }

@@ -64,7 +64,7 @@ impl NodeChange {
 }
 
 impl Snapshot {
-    /// The nodes that exist, spread over zones.
+    /// The nodes that exist, spread over zones, as of the last preparation for a decision.
     pub fn node_order(&self) -> &[NodeIdx] {
         &self.order
     }
@@ -147,7 +147,6 @@ impl Snapshot {
         if change.added || change.labels {
             self.topology.node_changed(&self.nodes[idx as usize]);
         }
-        self.refresh_order();
         change
     }
 
@@ -160,7 +159,6 @@ impl Snapshot {
         self.topology.node_changed(&self.nodes[idx as usize]);
         self.release(idx);
         self.order_is_stale = true;
-        self.refresh_order();
     }
 
     fn count_images(&mut self, facts: &NodeFacts, change: i32) {
@@ -201,7 +199,8 @@ impl Snapshot {
         }
     }
 
-    fn refresh_order(&mut self) {
+    /// Brings the order of nodes up to date: once before a decision, however many nodes came and went.
+    pub(crate) fn refresh_order(&mut self) {
         if !std::mem::take(&mut self.order_is_stale) {
             return;
         }
