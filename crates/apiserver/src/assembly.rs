@@ -1,5 +1,6 @@
 //! Puts the server together from its parts and brings it up: mirror first, then bootstrap objects, then ready.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,11 +8,13 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::Value;
 use store::{Store, StoreError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::AdmissionPlugin;
+use crate::admission::chain::{Chain, ChainError, Context};
 use crate::attributes::UserInfo;
 use crate::authn::bootstrap_token::BootstrapTokens;
 use crate::authn::request_header::{RequestHeaderAuthenticator, RequestHeaderOptions};
@@ -22,6 +25,7 @@ use crate::authn::union::{Anonymous, RequestAuthenticator, TokenUnion};
 use crate::authn::x509::X509Authenticator;
 use crate::authn::{InProcessUser, TokenAuthenticator, system_clock};
 use crate::authz::Authorizer;
+use crate::authz::escalation::NoEscalation;
 use crate::authz::node::NodeAuthorizer;
 use crate::authz::rbac::Rbac;
 use crate::authz::union::{AlwaysAllow, AlwaysDeny, AuthorizerUnion};
@@ -33,6 +37,7 @@ use crate::mirror::Mirror;
 use crate::objects::Objects;
 use crate::registry::Registry;
 use crate::registry::catalog::{Catalog, Resource};
+use crate::registry::handle::Handle;
 use crate::registry::kinds::strategy_of;
 use crate::server::Server;
 use crate::tokens::TokenConfig;
@@ -54,7 +59,7 @@ pub struct Config {
     pub anonymous: Anonymous,
     /// `--authorization-mode`, in order.
     pub authorization_modes: Vec<String>,
-    pub plugins: Vec<Box<dyn AdmissionPlugin>>,
+    pub admission: AdmissionOptions,
     /// PEM certificate and key that kubelets accept.
     pub kubelet_client: Option<(String, String)>,
     /// PEM of the authorities of kubelets' serving certificates; without it they are not checked, as upstream.
@@ -64,6 +69,19 @@ pub struct Config {
     pub advertise_address: IpAddr,
     pub port: u16,
     pub version: Version,
+}
+
+/// Which admission plugins run, and what they are told.
+#[derive(Clone, Default)]
+pub struct AdmissionOptions {
+    /// `--enable-admission-plugins`, beside the default ones.
+    pub enabled: Vec<String>,
+    /// `--disable-admission-plugins`.
+    pub disabled: Vec<String>,
+    /// By plugin, from `--admission-control-config-file`.
+    pub configuration: BTreeMap<String, Value>,
+    /// Plugins that are not built in.
+    pub brought: Vec<Arc<dyn AdmissionPlugin>>,
 }
 
 /// A server that serves, and the tasks that keep it current.
@@ -81,6 +99,8 @@ pub enum AssemblyError {
     Store(#[from] StoreError),
     #[error("cannot use the client authorities")]
     ClientCa(#[from] crate::authn::x509::BundleError),
+    #[error("cannot set up admission")]
+    Admission(#[from] ChainError),
     #[error("unknown authorization mode {0:?}")]
     AuthorizationMode(String),
     #[error("cannot read the kubelet client certificate")]
@@ -106,7 +126,6 @@ impl ApiServer {
             Arc::clone(&config.store),
             mirror,
             catalog,
-            config.plugins,
             Arc::clone(&clock),
             config.shared_store,
         ));
@@ -140,7 +159,20 @@ impl ApiServer {
             anonymous: config.anonymous,
             clock,
         };
-        let authorizer = authorizer(&config.authorization_modes, &objects)?;
+        let rbac = Arc::new(Rbac::new(Arc::clone(&objects)));
+        let authorizer = authorizer(&config.authorization_modes, &objects, &rbac)?;
+        let handle = Arc::new(Handle::new(&registry));
+        let context = Context {
+            objects: Arc::clone(&handle) as _,
+            writer: handle,
+            authorizer: Arc::clone(&authorizer),
+            clock: Arc::clone(&authenticator.clock),
+            configuration: config.admission.configuration.clone(),
+        };
+        let AdmissionOptions { enabled, disabled, brought, .. } = &config.admission;
+        let mut chain = Chain::new(&context, enabled, disabled, brought)?;
+        chain.push(Arc::new(NoEscalation { rbac, authorizer: Arc::clone(&authorizer) }));
+        registry.set_admission(chain);
         let ready = CancellationToken::new();
         let server = Arc::new(Server {
             registry,
@@ -244,12 +276,16 @@ fn builtin_resources(mirror: &Mirror) -> Vec<Arc<Resource>> {
         .collect()
 }
 
-fn authorizer(modes: &[String], objects: &Arc<dyn Objects>) -> Result<Arc<dyn Authorizer>, AssemblyError> {
+fn authorizer(
+    modes: &[String],
+    objects: &Arc<dyn Objects>,
+    rbac: &Arc<Rbac>,
+) -> Result<Arc<dyn Authorizer>, AssemblyError> {
     let mut union: Vec<Arc<dyn Authorizer>> = Vec::new();
     for mode in modes {
         union.push(match mode.as_str() {
             "Node" => Arc::new(NodeAuthorizer::new(Arc::clone(objects), bootstrap::policy::node_rules())),
-            "RBAC" => Arc::new(Rbac::new(Arc::clone(objects))),
+            "RBAC" => Arc::clone(rbac) as _,
             "AlwaysAllow" => Arc::new(AlwaysAllow),
             "AlwaysDeny" => Arc::new(AlwaysDeny),
             other => return Err(AssemblyError::AuthorizationMode(other.to_owned())),
@@ -337,6 +373,13 @@ mod unchecked {
         fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
             self.0.supported_schemes()
         }
+    }
+}
+
+impl std::fmt::Debug for AdmissionOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut text = f.debug_struct("AdmissionOptions");
+        text.field("enabled", &self.enabled).field("disabled", &self.disabled).finish_non_exhaustive()
     }
 }
 

@@ -102,6 +102,11 @@ impl Chain {
         Ok(Self { plugins })
     }
 
+    /// Adds a check of the server's own, which nobody can switch off.
+    pub fn push(&mut self, plugin: Arc<dyn AdmissionPlugin>) {
+        self.plugins.push(plugin);
+    }
+
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         self.plugins.iter().map(|plugin| plugin.name())
     }

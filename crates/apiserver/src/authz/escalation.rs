@@ -1,16 +1,51 @@
 //! Nobody grants what they do not hold: checks on writes of roles and bindings.
 
+use std::fmt;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use meta::names::GroupResource;
 use serde_json::Value;
 
 use super::rbac::{GROUP, Rbac, role_ref_of, rules_of};
 use super::{Authorizer, Rule};
+use crate::admission::{AdmissionPlugin, AdmissionRequest, Operation};
 use crate::attributes::{Attributes, UserInfo};
 use crate::authn::PRIVILEGED_GROUP;
 use crate::objects::ObjectExt as _;
 use crate::status::ApiError;
+
+/// The check as the last step of admission: an object is as it will be stored.
+pub struct NoEscalation {
+    pub rbac: Arc<Rbac>,
+    pub authorizer: Arc<dyn Authorizer>,
+}
+
+impl fmt::Debug for NoEscalation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NoEscalation").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl AdmissionPlugin for NoEscalation {
+    fn name(&self) -> &'static str {
+        "NoEscalation"
+    }
+
+    fn handles(&self, operation: Operation, resource: &GroupResource, subresource: &str) -> bool {
+        matches!(operation, Operation::Create | Operation::Update)
+            && resource.group == GROUP
+            && subresource.is_empty()
+    }
+
+    async fn validate(&self, request: &mut AdmissionRequest) -> Result<(), ApiError> {
+        let old = (request.operation == Operation::Update).then_some(&*request.old_object);
+        let resource = request.group_resource();
+        confirm_no_escalation(&self.rbac, &*self.authorizer, &request.user, &resource, &request.object, old)
+            .await
+    }
+}
 
 /// Refuses a create (`old` is `None`) or update of a Role, ClusterRole, RoleBinding or ClusterRoleBinding that
 /// would give anyone more than `user` holds.

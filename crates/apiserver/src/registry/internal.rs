@@ -54,6 +54,13 @@ impl Writer for Registry {
         Registry::update(self, &write, object).await.map(|written| value_of(written.object))
     }
 
+    async fn update_status(&self, resource: &GroupResource, object: Value) -> Result<Value, ApiError> {
+        let write = self.internal(resource, object.namespace(), object.name())?;
+        let object = Self::decoded(&write, object)?;
+        let write = Write { subresource: "status".to_owned(), ..write };
+        Registry::update(self, &write, object).await.map(|written| value_of(written.object))
+    }
+
     async fn delete(&self, resource: &GroupResource, namespace: &str, name: &str) -> Result<(), ApiError> {
         let write = self.internal(resource, namespace, name)?;
         Registry::delete(self, &write, &Preconditions::default()).await.map(|_| ())

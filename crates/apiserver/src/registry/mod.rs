@@ -8,6 +8,7 @@ pub mod catalog;
 mod create;
 pub mod delete;
 mod disruption;
+pub mod handle;
 mod internal;
 pub mod kinds;
 pub mod list;
@@ -24,19 +25,20 @@ pub mod watch;
 mod wire;
 pub mod write;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use jiff::Timestamp;
 use meta::names::GroupResource;
 use serde_json::Value;
 use store::{Revision, Store, StoreError};
 
 use self::catalog::{Catalog, Resource, Target};
-use crate::admission::AdmissionPlugin;
+use crate::admission::chain::Chain;
 use crate::mirror::Mirror;
 use crate::mirror::head::Stored;
-use crate::objects::Objects;
+use crate::objects::{ObjectExt as _, Objects};
 use crate::status::ApiError;
 
 /// Where the registry learns the time; injected so that a test or a simulation owns it.
@@ -47,7 +49,8 @@ pub struct Registry {
     store: Arc<dyn Store>,
     mirror: Arc<Mirror>,
     catalog: ArcSwap<Catalog>,
-    plugins: Vec<Box<dyn AdmissionPlugin>>,
+    /// Set once, when the parts it needs are there: it reads and writes through this registry.
+    admission: OnceLock<Chain>,
     now: Now,
     /// Others write to the store too: a consistent read must ask it for its revision.
     shared_store: bool,
@@ -58,15 +61,26 @@ impl Registry {
         store: Arc<dyn Store>,
         mirror: Arc<Mirror>,
         catalog: Catalog,
-        plugins: Vec<Box<dyn AdmissionPlugin>>,
         now: Now,
         shared_store: bool,
     ) -> Self {
-        Self { store, mirror, catalog: ArcSwap::from_pointee(catalog), plugins, now, shared_store }
+        Self {
+            store,
+            mirror,
+            catalog: ArcSwap::from_pointee(catalog),
+            admission: OnceLock::new(),
+            now,
+            shared_store,
+        }
     }
 
     pub fn catalog(&self) -> Arc<Catalog> {
         self.catalog.load_full()
+    }
+
+    /// Puts admission in place; what was there stays.
+    pub fn set_admission(&self, chain: Chain) {
+        self.admission.get_or_init(|| chain);
     }
 
     /// Swaps in a changed catalog (custom resources come and go).
@@ -126,11 +140,31 @@ impl Objects for Registry {
     fn list(&self, resource: &GroupResource, namespace: Option<&str>) -> Vec<Arc<Value>> {
         let Some(mirror) = self.mirror.resource(resource) else { return Vec::new() };
         let (objects, _) = mirror.snapshot();
-        objects
-            .values()
-            .filter(|object| namespace.is_none_or(|namespace| object.namespace() == namespace))
-            .map(|object| object.parsed())
-            .collect()
+        let Some(namespace) = namespace else {
+            return objects.values().map(|object| object.parsed()).collect();
+        };
+        let prefix = Bytes::from(format!("{namespace}/"));
+        let within = objects.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+        within.map(|(_, object)| object.parsed()).collect()
+    }
+
+    fn list_by_field(
+        &self,
+        resource: &GroupResource,
+        namespace: Option<&str>,
+        path: &[&str],
+        value: &str,
+    ) -> Vec<Arc<Value>> {
+        let Some(mirror) = self.mirror.resource(resource) else { return Vec::new() };
+        let name = path.join(".");
+        let Some(index) = mirror.paths().0.iter().position(|known| **known == *name) else {
+            let mut objects = Objects::list(self, resource, namespace);
+            objects.retain(|object| object.str_at(path) == value);
+            return objects;
+        };
+        let (objects, _) = mirror.snapshot();
+        let within = objects.values().filter(|object| namespace.is_none_or(|own| object.namespace() == own));
+        within.filter(|object| object.field(index) == value).map(|object| object.parsed()).collect()
     }
 
     fn version(&self, resource: &GroupResource) -> u64 {

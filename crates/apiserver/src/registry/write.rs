@@ -119,23 +119,17 @@ impl Write {
 
 impl Registry {
     pub(super) async fn admit(&self, request: &mut AdmissionRequest) -> Result<(), ApiError> {
-        let resource = group_resource(request);
-        for plugin in &self.plugins {
-            if plugin.handles(request.operation, &resource, &request.subresource) {
-                plugin.admit(request).await?;
-            }
+        match self.admission.get() {
+            Some(chain) => chain.admit(request).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     pub(super) async fn admit_validating(&self, request: &mut AdmissionRequest) -> Result<(), ApiError> {
-        let resource = group_resource(request);
-        for plugin in &self.plugins {
-            if plugin.handles(request.operation, &resource, &request.subresource) {
-                plugin.validate(request).await?;
-            }
+        match self.admission.get() {
+            Some(chain) => chain.validate(request).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Stores an object if its key is still at `expected` (0: absent).
@@ -250,12 +244,5 @@ pub(super) fn split_status(object: &mut Value, old: &Value, writing_status: bool
             Some(status) => new.insert("status".to_owned(), status.clone()),
             None => new.remove("status"),
         };
-    }
-}
-
-fn group_resource(request: &AdmissionRequest) -> meta::names::GroupResource {
-    meta::names::GroupResource {
-        group: request.resource.group.clone(),
-        resource: request.resource.resource.clone(),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use apiserver::assembly::{ApiServer, Config};
+use apiserver::assembly::{AdmissionOptions, ApiServer, Config};
 use apiserver::authn::request_header::RequestHeaderOptions;
 use apiserver::authn::union::Anonymous;
 use apiserver::extensions::Version;
@@ -21,6 +21,8 @@ use tokio_util::task::TaskTracker;
 
 /// How long running requests may take when the server stops.
 const DRAIN: Duration = Duration::from_secs(5);
+const NODE_RESTRICTION: &str = "NodeRestriction";
+const SERVICE_ACCOUNT: &str = "ServiceAccount";
 
 #[derive(Debug, Args)]
 pub(crate) struct Up {
@@ -42,6 +44,12 @@ pub(crate) struct Up {
     /// Addresses of services.
     #[arg(long, default_value = "10.96.0.0/12")]
     service_cidr: String,
+    /// Admission plugins to run beside the default ones.
+    #[arg(long, value_delimiter = ',')]
+    enable_admission_plugins: Vec<String>,
+    /// Admission plugins not to run.
+    #[arg(long, value_delimiter = ',')]
+    disable_admission_plugins: Vec<String>,
     /// Do not wait for the disk; for clusters that may be thrown away.
     #[arg(long)]
     unsafe_no_fsync: bool,
@@ -112,6 +120,19 @@ impl Up {
         Ok(())
     }
 
+    /// Kubelets are restricted to their nodes, as kubeadm has it.
+    fn admission(&self) -> AdmissionOptions {
+        let mut enabled = self.enable_admission_plugins.clone();
+        let mut disabled = self.disable_admission_plugins.clone();
+        let own = |plugin: &str| enabled.iter().chain(&disabled).any(|name| name == plugin);
+        let restrict_nodes = !own(NODE_RESTRICTION);
+        // No controller makes the default accounts of namespaces here yet: every pod would wait for one in vain.
+        let without_accounts = !own(SERVICE_ACCOUNT);
+        enabled.extend(restrict_nodes.then(|| NODE_RESTRICTION.to_owned()));
+        disabled.extend(without_accounts.then(|| SERVICE_ACCOUNT.to_owned()));
+        AdmissionOptions { enabled, disabled, ..AdmissionOptions::default() }
+    }
+
     fn config(
         &self,
         pki: &Pki,
@@ -141,7 +162,7 @@ impl Up {
             static_tokens: None,
             anonymous: Anonymous::Allowed,
             authorization_modes: vec!["Node".to_owned(), "RBAC".to_owned()],
-            plugins: Vec::new(),
+            admission: self.admission(),
             kubelet_client: Some((
                 pki.kubelet_client.certificate_pem.clone(),
                 pki.kubelet_client.key_pem.clone(),
