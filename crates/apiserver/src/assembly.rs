@@ -38,7 +38,7 @@ use crate::objects::Objects;
 use crate::registry::Registry;
 use crate::registry::catalog::{Catalog, Resource};
 use crate::registry::handle::Handle;
-use crate::registry::kinds::strategy_of;
+use crate::registry::kinds::{KindOptions, strategy_of};
 use crate::server::Server;
 use crate::tokens::TokenConfig;
 
@@ -117,7 +117,8 @@ impl ApiServer {
         shutdown: &CancellationToken,
     ) -> Result<Self, AssemblyError> {
         let mirror = Mirror::new();
-        let catalog = Catalog::default().with(builtin_resources(&mirror));
+        let options = KindOptions { service_cidrs: config.service_cidrs.clone() };
+        let catalog = Catalog::default().with(builtin_resources(&mirror, &options));
         mirror.load(config.store.as_ref()).await?;
         tasks.spawn(Arc::clone(&mirror).run(Arc::clone(&config.store), shutdown.clone()));
         let connector = connector(&config)?;
@@ -258,7 +259,7 @@ async fn bring_up(
 }
 
 /// The built-in kinds, each with its mirror and its strategy.
-fn builtin_resources(mirror: &Mirror) -> Vec<Arc<Resource>> {
+fn builtin_resources(mirror: &Mirror, options: &KindOptions) -> Vec<Arc<Resource>> {
     kinds::builtin()
         .iter()
         .map(|spec| {
@@ -268,7 +269,7 @@ fn builtin_resources(mirror: &Mirror) -> Vec<Arc<Resource>> {
             Arc::new(Resource {
                 name: meta::names::GroupResource::new(spec.group.to_string(), spec.resource.to_string()),
                 mirror: stored.then(|| mirror.add(&Resource::storage_name(spec), paths)),
-                strategy: strategy_of(&spec.group, &spec.resource),
+                strategy: strategy_of(&spec.group, &spec.resource, options),
                 custom: false,
                 spec: schema::types::Ptr::Static(spec),
             })

@@ -124,8 +124,22 @@ impl Target {
         &self.version().schema
     }
 
+    /// The schema of the stored form, which may be another resource's (`events` of two groups).
     pub fn storage_schema(&self) -> &Schema {
-        &self.resource.spec.storage().schema
+        &self.storage_spec().storage().schema
+    }
+
+    /// The `apiVersion` of the stored form.
+    pub fn storage_api_version(&self) -> String {
+        let spec = self.storage_spec();
+        let version = spec.storage().version.to_string();
+        if spec.group.is_empty() { version } else { format!("{}/{version}", spec.group) }
+    }
+
+    fn storage_spec(&self) -> &KindSpec {
+        let spec = self.spec();
+        let other = spec.stored_as.as_ref().and_then(|(group, resource)| kinds::find(group, resource));
+        other.unwrap_or(spec)
     }
 
     pub fn is_storage_version(&self) -> bool {

@@ -22,10 +22,8 @@ impl Converter for Versions<'_> {
             let (group, version) = text.rsplit_once('/').unwrap_or(("", text));
             spec.version(version).filter(|_| *spec.group == *group)
         };
-        let (from, to) = (version_of(object.str_at(&["apiVersion"]))?, version_of(api_version)?);
-        let strategy = &self.0.resource.strategy;
-        let mut converted = strategy.convert(object.clone(), &from.version, &to.version).ok()?;
-        converted["apiVersion"] = api_version.into();
+        let to = version_of(api_version)?;
+        let converted = self.0.resource.strategy.convert(object.clone(), api_version).ok()?;
         Some((converted, to.schema.clone()))
     }
 }

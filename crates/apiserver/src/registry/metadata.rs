@@ -20,7 +20,7 @@ const SERVER_OWNED: [&str; 6] =
     ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"];
 
 /// Sets what the server decides when an object comes to be.
-pub fn fill_new(object: &mut Value, strategy: &dyn Strategy, now: Timestamp) {
+pub(super) fn fill_new(object: &mut Value, strategy: &dyn Strategy, now: Timestamp) {
     let metadata = object.metadata_mut();
     for field in SERVER_OWNED {
         metadata.remove(field);
@@ -37,7 +37,7 @@ pub fn fill_new(object: &mut Value, strategy: &dyn Strategy, now: Timestamp) {
 }
 
 /// Puts back what an update cannot change.
-pub fn keep_old(object: &mut Value, old: &Value) {
+pub(super) fn keep_old(object: &mut Value, old: &Value) {
     let metadata = object.metadata_mut();
     let before = old.metadata();
     for field in SERVER_OWNED.into_iter().chain(["name", "namespace"]) {
@@ -49,7 +49,7 @@ pub fn keep_old(object: &mut Value, old: &Value) {
 }
 
 /// One more if anything but `metadata` and `status` differs.
-pub fn bump_generation(object: &mut Value, old: &Value) {
+pub(super) fn bump_generation(object: &mut Value, old: &Value) {
     if without_status(object).eq(without_status(old)) {
         return;
     }
@@ -72,7 +72,7 @@ fn generate_name(base: &str) -> String {
 }
 
 /// Every error of an object's metadata.
-pub fn validate(object: &Value, namespaced: bool, strategy: &dyn Strategy) -> Vec<FieldError> {
+pub(super) fn validate(object: &Value, namespaced: bool, strategy: &dyn Strategy) -> Vec<FieldError> {
     let path = FieldPath::root("metadata");
     let mut errors = Vec::new();
     let generate_name = object.meta_str("generateName");
@@ -108,7 +108,7 @@ pub fn validate(object: &Value, namespaced: bool, strategy: &dyn Strategy) -> Ve
 }
 
 /// As [`validate`], plus what an update may not change.
-pub fn validate_update(
+pub(super) fn validate_update(
     object: &Value,
     old: &Value,
     namespaced: bool,
@@ -131,13 +131,13 @@ pub fn validate_update(
     errors
 }
 
-pub fn finalizers(object: &Value) -> Vec<&str> {
+pub(super) fn finalizers(object: &Value) -> Vec<&str> {
     let list = object.at(&["metadata", "finalizers"]).and_then(Value::as_array);
     list.into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
 /// Labels, wherever they stand (`metadata.labels`, a template's, a selector's).
-pub fn validate_labels(labels: Option<&Map<String, Value>>, path: &FieldPath) -> Vec<FieldError> {
+pub(super) fn validate_labels(labels: Option<&Map<String, Value>>, path: &FieldPath) -> Vec<FieldError> {
     let mut errors = Vec::new();
     for (key, value) in labels.into_iter().flatten() {
         for text in content::label_key(key) {

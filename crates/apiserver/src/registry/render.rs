@@ -223,9 +223,8 @@ pub fn in_version(target: &Target, value: Value) -> Result<Value, ApiError> {
     if target.is_storage_version() {
         return Ok(value);
     }
-    let from = target.resource.spec.storage().version.to_string();
-    let mut value = target.resource.strategy.convert(value, &from, &target.version().version)?;
-    value["apiVersion"] = target.api_version().into();
+    let mut value = target.resource.strategy.convert(value, &target.api_version())?;
+    canonical::normalize(&mut value, target.schema());
     Ok(value)
 }
 

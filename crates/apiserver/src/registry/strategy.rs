@@ -129,8 +129,9 @@ pub trait Strategy: Send + Sync {
         Propagation::Background
     }
 
-    /// Between served versions of the kind; `from` and `to` differ.
-    fn convert(&self, object: Value, _from: &str, _to: &str) -> Result<Value, ApiError> {
+    /// Brings an object to another served version of its kind, given as an `apiVersion`.
+    fn convert(&self, mut object: Value, to: &str) -> Result<Value, ApiError> {
+        kinds::convert::convert(&mut object, to);
         Ok(object)
     }
 }

@@ -28,6 +28,10 @@ pub(super) fn table(
         .map(|object| {
             let cells = kinds::printers::cells(target.spec(), target.version(), &object, renderer.now);
             let mut row = json!({ "cells": cells });
+            let conditions = kinds::printers::conditions(target.spec(), &object);
+            if !conditions.is_empty() {
+                row["conditions"] = conditions.into();
+            }
             match renderer.include_object.as_str() {
                 "None" => {}
                 "Object" => row["object"] = object,

@@ -13,19 +13,19 @@ use crate::objects::ObjectExt;
 use crate::status::ApiError;
 
 /// An object with its envelope.
-pub fn protobuf(value: &Value, schema: &Schema) -> Result<Bytes, ApiError> {
+pub(super) fn protobuf(value: &Value, schema: &Schema) -> Result<Bytes, ApiError> {
     let mut out = Vec::new();
     protobuf::envelope::object_encode(value, schema, &mut out).map_err(unencodable)?;
     Ok(out.into())
 }
 
 /// A `meta/v1` object with its envelope.
-pub fn protobuf_meta(value: &Value) -> Result<Bytes, ApiError> {
+pub(super) fn protobuf_meta(value: &Value) -> Result<Bytes, ApiError> {
     protobuf(value, meta_schema(value.str_at(&["kind"]))?)
 }
 
 /// A typed list with its envelope.
-pub fn protobuf_list(target: &Target, list: &Value) -> Result<Bytes, ApiError> {
+pub(super) fn protobuf_list(target: &Target, list: &Value) -> Result<Bytes, ApiError> {
     let mut metadata = Vec::new();
     protobuf::encode(&list["metadata"], kinds::META_LIST_META, &mut metadata).map_err(unencodable)?;
     let mut items = Vec::new();
@@ -47,7 +47,7 @@ pub fn protobuf_list(target: &Target, list: &Value) -> Result<Bytes, ApiError> {
 }
 
 /// Appends a watch frame with a stored object.
-pub fn protobuf_event(
+pub(super) fn protobuf_event(
     renderer: &Renderer,
     event: &str,
     object: &Stored,
@@ -69,7 +69,7 @@ pub fn protobuf_event(
 }
 
 /// Appends a watch frame with a bookmark or a status.
-pub fn protobuf_plain_event(
+pub(super) fn protobuf_plain_event(
     target: &Target,
     event: &str,
     object: &Value,
@@ -84,7 +84,7 @@ pub fn protobuf_plain_event(
 }
 
 /// YAML as upstream prints it: sorted keys.
-pub fn yaml(value: &Value) -> Result<Bytes, ApiError> {
+pub(super) fn yaml(value: &Value) -> Result<Bytes, ApiError> {
     serde_saphyr::to_string(value).map(Bytes::from).map_err(unencodable)
 }
 

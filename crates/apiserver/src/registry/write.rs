@@ -103,16 +103,8 @@ impl Write {
         if target.is_storage_version() {
             return Ok(object);
         }
-        let spec = target.spec();
-        let mut object =
-            target.resource.strategy.convert(object, &target.version().version, &spec.storage().version)?;
-        let group = spec.stored_as.as_ref().map_or(&spec.group, |(group, _)| group);
-        let api_version = if group.is_empty() {
-            spec.storage().version.to_string()
-        } else {
-            format!("{group}/{}", spec.storage().version)
-        };
-        object["apiVersion"] = api_version.into();
+        let mut object = target.resource.strategy.convert(object, &target.storage_api_version())?;
+        canonical::normalize(&mut object, target.storage_schema());
         Ok(object)
     }
 }

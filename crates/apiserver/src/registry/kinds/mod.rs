@@ -4,6 +4,7 @@ pub mod namespace;
 pub mod pod;
 pub mod pod_template;
 pub mod rbac;
+pub mod service;
 pub mod workloads;
 
 use std::sync::Arc;
@@ -45,12 +46,20 @@ impl Strategy for Counted {
     }
 }
 
+/// What the server's flags say that kinds depend on.
+#[derive(Debug, Clone, Default)]
+pub struct KindOptions {
+    /// `--service-cluster-ip-range`.
+    pub service_cidrs: Vec<String>,
+}
+
 /// The strategy of a built-in kind.
-pub fn strategy_of(group: &str, resource: &str) -> Arc<dyn Strategy> {
+pub fn strategy_of(group: &str, resource: &str, options: &KindOptions) -> Arc<dyn Strategy> {
     match (group, resource) {
         ("", "namespaces") => Arc::new(namespace::NamespaceStrategy),
         ("", "pods") => Arc::new(pod::PodStrategy),
         ("", "replicationcontrollers") => Arc::new(workloads::ReplicationControllerStrategy),
+        ("", "services") => Arc::new(service::ServiceStrategy::new(&options.service_cidrs)),
         ("apps", "daemonsets") => Arc::new(workloads::DaemonSetStrategy),
         ("apps", "deployments") => Arc::new(workloads::DeploymentStrategy),
         ("apps", "replicasets") => Arc::new(workloads::ReplicaSetStrategy),
