@@ -168,6 +168,18 @@ impl Pki {
         wanted.ensure(&self.directory, &self.authority, now)
     }
 
+    /// A serving certificate for these names and addresses, kept as [`Self::client`] keeps it.
+    pub fn serving(
+        &self,
+        file: &str,
+        common_name: &str,
+        names: &[String],
+        now: Timestamp,
+    ) -> Result<Issued, PkiError> {
+        let wanted = Wanted { file, common_name, organization: None, names, usage: Usage::Server };
+        wanted.ensure(&self.directory, &self.authority, now)
+    }
+
     /// A kubeconfig for a user of this cluster, as text; its client certificate is inside.
     pub fn kubeconfig(&self, server: &str, cluster: &str, user: &str, client: &Issued) -> String {
         let encode = |pem: &str| STANDARD.encode(pem);

@@ -12,6 +12,11 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
+    // A pod's supervisor stays small: it must not get as far as parsing flags.
+    let mut words = std::env::args().skip(1);
+    if words.next().as_deref() == Some(commands::SUPERVISOR) {
+        container_runtime::supervisor_main(&words.collect::<Vec<_>>());
+    }
     let arguments = with_component(std::env::args_os().collect());
     let cli = match commands::Cli::try_parse_from(arguments) {
         Ok(cli) => cli,

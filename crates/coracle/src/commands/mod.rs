@@ -1,10 +1,13 @@
 //! The commands, one module each.
 
+mod image;
 mod up;
 
 use std::io::Write as _;
 
 use clap::{Parser, Subcommand};
+
+pub(crate) use up::components::SUPERVISOR;
 
 /// Names the binary answers to as links.
 pub(crate) const COMPONENTS: [&str; 8] = [
@@ -28,6 +31,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Manage the images of a data directory.
+    Image(image::Image),
     /// Run a whole cluster in this process.
     Up(up::Up),
 }
@@ -35,6 +40,7 @@ enum Command {
 impl Cli {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self.command {
+            Command::Image(image) => image.run(),
             Command::Up(up) => up.run(),
         }
     }

@@ -78,7 +78,10 @@ impl ServiceStrategy {
         if !wanted.is_empty() {
             let address: IpAddr = wanted.parse().map_err(|_| "must be a valid IP address".to_owned())?;
             if !range.contains(address) {
-                return Err(format!("failed to allocate IP {address}: the provided IP ({address}) is not in the valid range. The range of valid IPs is {}", range.print()));
+                return Err(format!(
+                    "failed to allocate IP {address}: the provided IP ({address}) is not in the valid range. The range of valid IPs is {}",
+                    range.print()
+                ));
             }
             if !used.addresses.insert(address) {
                 return Err(format!("failed to allocate IP {address}: provided IP is already allocated"));
@@ -159,7 +162,8 @@ impl Strategy for ServiceStrategy {
                 port.as_object_mut().map(|port| port.remove("nodePort"));
             });
             if let Some(spec) = spec.as_object_mut() {
-                for field in ["externalTrafficPolicy", "healthCheckNodePort", "allocateLoadBalancerNodePorts"] {
+                for field in ["externalTrafficPolicy", "healthCheckNodePort", "allocateLoadBalancerNodePorts"]
+                {
                     spec.remove(field);
                 }
             }
@@ -223,7 +227,8 @@ impl Strategy for ServiceStrategy {
             let kind = meta::names::GroupVersionKind::new("", "v1", "Service");
             ApiError::invalid(&kind, service.name(), &[error])
         })?;
-        taken.released.0 = had_addresses.into_iter().filter(|own| !addresses(service).contains(own)).collect();
+        taken.released.0 =
+            had_addresses.into_iter().filter(|own| !addresses(service).contains(own)).collect();
         taken.released.1 = had_ports.into_iter().filter(|own| !node_ports(service).contains(own)).collect();
         Ok(Some(Box::new(taken)))
     }
@@ -283,7 +288,8 @@ fn take_port(
     taken: &mut Taken,
     had: &[u16],
 ) -> Result<(), FieldError> {
-    let wanted = holder.get(field).and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok()).unwrap_or(0);
+    let wanted =
+        holder.get(field).and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok()).unwrap_or(0);
     // One number may serve two protocols of one service.
     if wanted != 0 && (had.contains(&wanted) || taken.ports.contains(&wanted)) {
         return Ok(());
@@ -344,7 +350,8 @@ fn keep_node_ports(spec: &mut Value, old: &Value) {
         if port.get("nodePort").and_then(Value::as_u64).unwrap_or(0) != 0 {
             continue;
         }
-        let same = before.iter().find(|own| own["port"] == port["port"] && own["protocol"] == port["protocol"]);
+        let same =
+            before.iter().find(|own| own["port"] == port["port"] && own["protocol"] == port["protocol"]);
         if let Some(number) = same.and_then(|own| own.get("nodePort")) {
             port["nodePort"] = number.clone();
         }
@@ -356,7 +363,12 @@ fn complete_families(service: &mut Value) {
         return;
     }
     let spec = &mut service["spec"];
-    let first = spec.get("clusterIPs").and_then(|own| own.get(0)).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let first = spec
+        .get("clusterIPs")
+        .and_then(|own| own.get(0))
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
     default_text(spec, "clusterIP", &first);
     let address = spec["clusterIP"].as_str().unwrap_or_default().to_owned();
     if spec["clusterIP"] == "" {

@@ -1,5 +1,7 @@
 //! `coracle up`: the whole cluster in one process.
 
+pub(crate) mod components;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +16,9 @@ use apiserver::front::listen;
 use apiserver::pki::{Pki, PkiOptions};
 use apiserver::tokens::TokenConfig;
 use clap::Args;
+use components::{Clients, ControllerOptions, NodeOptions};
+use reconcile::clock::RealClock;
+use reconcile::supervisor::Supervisor;
 use store_embedded::{EmbeddedStore, Options};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +27,6 @@ use tokio_util::task::TaskTracker;
 /// How long running requests may take when the server stops.
 const DRAIN: Duration = Duration::from_secs(5);
 const NODE_RESTRICTION: &str = "NodeRestriction";
-const SERVICE_ACCOUNT: &str = "ServiceAccount";
 
 #[derive(Debug, Args)]
 pub(crate) struct Up {
@@ -41,6 +45,18 @@ pub(crate) struct Up {
     /// Run no node: no containers, no network, no root needed.
     #[arg(long)]
     no_node: bool,
+    /// The name of this process's node; the host's name if not given.
+    #[arg(long)]
+    node_name: Option<String>,
+    /// A CRI runtime to use instead of the built-in one, such as unix:///run/containerd/containerd.sock.
+    #[arg(long, default_value = "")]
+    container_runtime_endpoint: String,
+    /// The port of the kubelet; 0 lets the system choose.
+    #[arg(long, default_value_t = 10_250)]
+    kubelet_port: u16,
+    /// The cgroup under which pods run.
+    #[arg(long, default_value = "/")]
+    cgroup_root: String,
     /// Addresses of services.
     #[arg(long, default_value = "10.96.0.0/12")]
     service_cidr: String,
@@ -111,9 +127,22 @@ impl Up {
             write_private(path, &kubeconfig)?;
         }
         api.ready().await;
+        let mut supervisor = Supervisor::new(RealClock::shared(), shutdown.clone());
+        let clients = Clients(api.clone());
+        let controllers = ControllerOptions {
+            root_ca: pki.authority.certificate_pem().to_owned(),
+            pki_dir: self.data_dir.join("pki"),
+            service_cidr: self.service_cidr.clone(),
+        };
+        components::control_plane(&mut supervisor, &clients, &controllers, &shutdown)?;
+        if !self.no_node {
+            components::node(&mut supervisor, &clients, &self.node_options(&pki, advertise, now)?)?;
+        }
+        let components = tokio::spawn(supervisor.run());
         super::say(&format!("coracle is ready at {url} after {} ms", started.elapsed().as_millis()));
         wait_for_signal().await?;
         shutdown.cancel();
+        components.await?;
         serving.await?;
         tasks.close();
         tokio::time::timeout(DRAIN, tasks.wait()).await.ok();
@@ -123,14 +152,32 @@ impl Up {
     /// Kubelets are restricted to their nodes, as kubeadm has it.
     fn admission(&self) -> AdmissionOptions {
         let mut enabled = self.enable_admission_plugins.clone();
-        let mut disabled = self.disable_admission_plugins.clone();
+        let disabled = self.disable_admission_plugins.clone();
         let own = |plugin: &str| enabled.iter().chain(&disabled).any(|name| name == plugin);
         let restrict_nodes = !own(NODE_RESTRICTION);
-        // No controller makes the default accounts of namespaces here yet: every pod would wait for one in vain.
-        let without_accounts = !own(SERVICE_ACCOUNT);
         enabled.extend(restrict_nodes.then(|| NODE_RESTRICTION.to_owned()));
-        disabled.extend(without_accounts.then(|| SERVICE_ACCOUNT.to_owned()));
         AdmissionOptions { enabled, disabled, ..AdmissionOptions::default() }
+    }
+
+    fn node_options(&self, pki: &Pki, address: IpAddr, now: jiff::Timestamp) -> anyhow::Result<NodeOptions> {
+        let name = match &self.node_name {
+            Some(name) => name.clone(),
+            None => std::fs::read_to_string("/proc/sys/kernel/hostname")
+                .context("cannot find out the host's name")?
+                .trim()
+                .to_lowercase(),
+        };
+        pki.serving("kubelet", &format!("system:node:{name}"), &[name.clone(), address.to_string()], now)?;
+        let directory = self.data_dir.join("pki");
+        Ok(NodeOptions {
+            name,
+            data_dir: self.data_dir.clone(),
+            runtime_endpoint: self.container_runtime_endpoint.clone(),
+            kubelet_port: self.kubelet_port,
+            cgroup_root: self.cgroup_root.clone(),
+            client_ca: directory.join("ca.crt"),
+            serving: (directory.join("kubelet.crt"), directory.join("kubelet.key")),
+        })
     }
 
     fn config(
