@@ -88,13 +88,6 @@ impl Registry {
         self.catalog.store(Arc::new(catalog));
     }
 
-    /// Plugins look things up in the registry, so they come after it. Only the first call counts.
-    pub fn set_admission(&self, chain: Chain) {
-        if self.admission.set(chain).is_err() {
-            tracing::error!("admission was already set up");
-        }
-    }
-
     pub fn mirror(&self) -> &Arc<Mirror> {
         &self.mirror
     }

@@ -80,7 +80,10 @@ pub(crate) async fn patch(
 fn read(exchange: &Exchange<'_>, body: &Bytes) -> Result<Value, ApiError> {
     let name = &exchange.call.path.subresource;
     let subresource = exchange.target.subresource(name).ok_or_else(ApiError::path_not_found)?;
-    let api_version = if subresource.group.is_empty() {
+    let api_version = if subresource.version.is_empty() {
+        // Of the resource's own group and version.
+        exchange.target.api_version()
+    } else if subresource.group.is_empty() {
         subresource.version.to_string()
     } else {
         format!("{}/{}", subresource.group, subresource.version)

@@ -1,7 +1,7 @@
 //! Scheduler, controllers, runtime and kubelet, each as its own user, each restarted alone when it fails.
 
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,6 +25,7 @@ pub(crate) const SUPERVISOR: &str = "container-supervisor";
 #[derive(Debug, Clone)]
 pub(super) struct NodeOptions {
     pub name: String,
+    pub address: IpAddr,
     pub data_dir: PathBuf,
     /// Empty for Coracle's own runtime.
     pub runtime_endpoint: String,
@@ -162,6 +163,7 @@ pub(crate) fn images_dir(data_dir: &Path) -> PathBuf {
 
 fn kubelet_config(options: &NodeOptions, endpoint: String) -> kubelet::Config {
     let mut config = kubelet::Config::new(options.name.clone(), options.data_dir.join("kubelet"));
+    config.node_ips = vec![options.address];
     config.kubelet.container_runtime_endpoint = endpoint;
     config.kubelet.port = options.kubelet_port;
     config.kubelet.cgroup_root = format!("/{}", options.cgroup_root.trim_matches('/'));

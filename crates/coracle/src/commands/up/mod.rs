@@ -48,6 +48,9 @@ pub(crate) struct Up {
     /// The name of this process's node; the host's name if not given.
     #[arg(long)]
     node_name: Option<String>,
+    /// The node's address; that of the default route if not given.
+    #[arg(long)]
+    node_ip: Option<IpAddr>,
     /// A CRI runtime to use instead of the built-in one, such as unix:///run/containerd/containerd.sock.
     #[arg(long, default_value = "")]
     container_runtime_endpoint: String,
@@ -136,7 +139,7 @@ impl Up {
         };
         components::control_plane(&mut supervisor, &clients, &controllers, &shutdown)?;
         if !self.no_node {
-            components::node(&mut supervisor, &clients, &self.node_options(&pki, advertise, now)?)?;
+            components::node(&mut supervisor, &clients, &self.node_options(&pki, now)?)?;
         }
         let components = tokio::spawn(supervisor.run());
         super::say(&format!("coracle is ready at {url} after {} ms", started.elapsed().as_millis()));
@@ -159,7 +162,7 @@ impl Up {
         AdmissionOptions { enabled, disabled, ..AdmissionOptions::default() }
     }
 
-    fn node_options(&self, pki: &Pki, address: IpAddr, now: jiff::Timestamp) -> anyhow::Result<NodeOptions> {
+    fn node_options(&self, pki: &Pki, now: jiff::Timestamp) -> anyhow::Result<NodeOptions> {
         let name = match &self.node_name {
             Some(name) => name.clone(),
             None => std::fs::read_to_string("/proc/sys/kernel/hostname")
@@ -167,10 +170,12 @@ impl Up {
                 .trim()
                 .to_lowercase(),
         };
+        let address = self.node_ip.unwrap_or_else(own_address);
         pki.serving("kubelet", &format!("system:node:{name}"), &[name.clone(), address.to_string()], now)?;
         let directory = self.data_dir.join("pki");
         Ok(NodeOptions {
             name,
+            address,
             data_dir: self.data_dir.clone(),
             runtime_endpoint: self.container_runtime_endpoint.clone(),
             kubelet_port: self.kubelet_port,
@@ -226,6 +231,16 @@ impl Up {
 
 fn version() -> Version {
     Version { major: "1", minor: "36", git_version: format!("v1.36.0+coracle-{}", env!("CARGO_PKG_VERSION")) }
+}
+
+/// The address that packets to elsewhere would leave from; loopback without a route. Nothing is sent.
+fn own_address() -> IpAddr {
+    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let Ok(socket) = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)) else { return loopback };
+    if socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).is_err() {
+        return loopback;
+    }
+    socket.local_addr().map_or(loopback, |own| own.ip())
 }
 
 /// The first address of the range, which is the API server's own service.
