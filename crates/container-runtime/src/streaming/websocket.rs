@@ -11,6 +11,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use super::session::{CHANNEL_CHUNKS, Input, Output, failure, open, parse_size, run};
 use super::{Io, StreamRequest, connect_in_namespace};
@@ -143,8 +145,14 @@ where
 {
     // A client that is gone does not mind.
     if sink.send(message(ERROR, status.to_string().as_bytes())).await.is_ok() {
-        drop(sink.close().await);
+        drop(sink.send(normal_close()).await);
     }
+}
+
+/// Clients take a close without a code for a broken connection.
+fn normal_close() -> Message {
+    let reason = "".into();
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason }))
 }
 
 /// Two channels for each port: data, and what went wrong.
