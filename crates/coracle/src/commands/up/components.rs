@@ -10,10 +10,10 @@ use apiserver::assembly::ApiServer;
 use apiserver::attributes::UserInfo;
 use container_runtime::{LoopbackNetwork, SupervisorCommand};
 use kube::Client;
-use reconcile::queue::QueueMetrics;
-use reconcile::supervisor::Supervisor;
 use reconcile::Informers;
 use reconcile::clock::RealClock;
+use reconcile::queue::QueueMetrics;
+use reconcile::supervisor::Supervisor;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
