@@ -26,6 +26,8 @@ use crate::status::ApiError;
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const KUBELET_PORT: u16 = 10_250;
+/// As much of a kubelet's refusal as is shown.
+const REFUSAL_BYTES: usize = 64 << 10;
 /// The order in which a node's addresses are tried, most certain first.
 const ADDRESS_TYPES: [&str; 4] = ["InternalIP", "ExternalIP", "InternalDNS", "Hostname"];
 
@@ -67,6 +69,7 @@ where
 {
     let path = &call.path;
     let namespace = path.namespace.as_str();
+    let speaks_status = path.subresource != "proxy";
     let connector = &server.connector;
     let query = call.parts.uri.query().unwrap_or_default();
     let destination = match (&*target.name().resource, path.subresource.as_str()) {
@@ -89,7 +92,27 @@ where
             connector.kubelet(server, node, kubelet_path)?
         }
     };
-    connector.relay(destination, call, body).await
+    let response = connector.relay(destination, call, body).await?;
+    if speaks_status && (response.status().is_client_error() || response.status().is_server_error()) {
+        return Err(kubelet_refusal(response).await);
+    }
+    Ok(response)
+}
+
+/// A kubelet refuses in plain text; clients of the API expect a `Status`.
+async fn kubelet_refusal(response: Response<Body>) -> ApiError {
+    let code = response.status();
+    let body = http_body_util::Limited::new(response.into_body(), REFUSAL_BYTES).collect().await;
+    let text =
+        body.map(|body| String::from_utf8_lossy(&body.to_bytes()).trim().to_owned()).unwrap_or_default();
+    let reason = match code {
+        StatusCode::BAD_REQUEST => "BadRequest",
+        StatusCode::NOT_FOUND => "NotFound",
+        StatusCode::FORBIDDEN => "Forbidden",
+        StatusCode::UNAUTHORIZED => "Unauthorized",
+        _ => "InternalError",
+    };
+    ApiError::new(code.as_u16(), reason, text, None)
 }
 
 /// The kubelet's path for a subresource of a pod.

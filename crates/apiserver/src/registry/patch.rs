@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use schema::decode::{self, Strictness};
+use schema::patch::PatchError;
 use serde_json::Value;
 
 use super::render::in_version;
@@ -135,21 +136,26 @@ fn patched(write: &Write, patch_type: PatchType, mut object: Value, patch: Value
         PatchType::Strategic => schema::patch::strategic(&mut object, patch, write.target.schema()),
         PatchType::Apply => return Err(ApiError::internal("apply is not a difference")),
     }
-    .map_err(|error| patch_refusal(patch_type, &error))?;
+    .map_err(|error| patch_refusal(&error))?;
     if object.name() != name || object.namespace() != namespace {
         return Err(ApiError::bad_request("the name of the object does not match the name on the URL"));
     }
     Ok(object)
 }
 
-fn patch_refusal(patch_type: PatchType, error: &schema::patch::PatchError) -> ApiError {
-    match patch_type {
-        PatchType::Json => {
-            let message = format!("the server rejected our request due to an error in our request: {error}");
-            ApiError::new(422, "Invalid", message, None)
-        }
-        _ => ApiError::bad_request(error.to_string()),
-    }
+fn patch_refusal(error: &PatchError) -> ApiError {
+    let (code, reason) = match error {
+        PatchError::BadRequest(_) => (400, "BadRequest"),
+        PatchError::TooLarge(_) | PatchError::CopyTooLarge(_) => (413, "RequestEntityTooLarge"),
+        PatchError::Unprocessable(_) => (422, "Invalid"),
+        _ => return ApiError::internal(error),
+    };
+    let message = if code == 422 {
+        format!("the server rejected our request due to an error in our request: {error}")
+    } else {
+        error.to_string()
+    };
+    ApiError::new(code, reason, message, None)
 }
 
 fn decode_refusal(write: &Write, error: &decode::DecodeError) -> ApiError {

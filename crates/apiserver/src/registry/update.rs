@@ -111,7 +111,7 @@ impl Registry {
         object.metadata_mut().insert("resourceVersion".to_owned(), old.resource_version().into());
         let done =
             |object, warnings| Ok(Attempt::Done(Box::new(Written { object, created: false, warnings })));
-        if object == *old {
+        if schema::apply::changes_nothing(&old, &object, write.target.storage_schema()) {
             // Nothing changed: no write, no event.
             return done(Outcome::Stored(Arc::clone(current)), warnings);
         }

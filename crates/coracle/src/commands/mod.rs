@@ -1,6 +1,7 @@
 //! The commands, one module each.
 
 mod image;
+mod reset;
 mod up;
 
 use std::io::Write as _;
@@ -33,6 +34,8 @@ pub(crate) struct Cli {
 enum Command {
     /// Manage the images of a data directory.
     Image(image::Image),
+    /// Remove a cluster and everything it made on this machine.
+    Reset(reset::Reset),
     /// Run a whole cluster in this process.
     Up(up::Up),
 }
@@ -41,6 +44,7 @@ impl Cli {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Image(image) => image.run(),
+            Command::Reset(reset) => reset.run(),
             Command::Up(up) => up.run(),
         }
     }

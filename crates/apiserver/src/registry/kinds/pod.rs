@@ -1,5 +1,6 @@
 //! Pods.
 
+use meta::field::{FieldError, FieldPath};
 use serde_json::{Value, json};
 
 use super::pod_template;
@@ -22,6 +23,15 @@ impl Strategy for PodStrategy {
         if cx.subresource == "status" && pod.str_at(&["status", "qosClass"]).is_empty() {
             pod["status"]["qosClass"] = old.str_at(&["status", "qosClass"]).into();
         }
+    }
+
+    fn validate(&self, _cx: &WriteContext<'_>, pod: &Value) -> Vec<FieldError> {
+        pod_template::validate_spec(&pod["spec"], &FieldPath::root("spec"))
+    }
+
+    /// A pod's spec was valid when it came; status writes need not look at it again.
+    fn validate_update(&self, cx: &WriteContext<'_>, pod: &Value, old: &Value) -> Vec<FieldError> {
+        if pod.get("spec") == old.get("spec") { Vec::new() } else { self.validate(cx, pod) }
     }
 
     fn generation(&self) -> Generation {

@@ -1,5 +1,8 @@
 //! Defaults of pod specs, wherever they stand: pods, templates, job and workload kinds.
 
+use std::collections::HashSet;
+
+use meta::field::{FieldError, FieldPath};
 use serde_json::{Value, json};
 
 use super::{default_field, default_text, fields, items};
@@ -8,6 +11,36 @@ use crate::objects::ObjectExt;
 const CONTAINER_LISTS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
 /// 0644.
 const VOLUME_MODE: i64 = 420;
+
+/// What every container of a pod spec needs: a name of its own and an image.
+pub(super) fn validate_spec(spec: &Value, path: &FieldPath) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let list = |name: &str| spec.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    if list("containers").is_empty() {
+        errors.push(FieldError::required(&path.child("containers"), ""));
+    }
+    let mut names = HashSet::new();
+    for field in ["initContainers", "containers"] {
+        for (index, container) in list(field).iter().enumerate() {
+            let path = path.child(field).index(index);
+            let name = container.str_at(&["name"]);
+            if name.is_empty() {
+                errors.push(FieldError::required(&path.child("name"), ""));
+            } else {
+                for text in meta::content::dns1123_label(name) {
+                    errors.push(FieldError::invalid(&path.child("name"), name, text));
+                }
+                if !names.insert(name) {
+                    errors.push(FieldError::duplicate(&path.child("name"), name));
+                }
+            }
+            if container.str_at(&["image"]).is_empty() {
+                errors.push(FieldError::required(&path.child("image"), ""));
+            }
+        }
+    }
+    errors
+}
 
 /// Defaults of a `PodTemplateSpec` or of a whole pod.
 pub(super) fn default_spec(spec: &mut Value) {
