@@ -23,7 +23,7 @@ use crate::authn::static_tokens::StaticTokens;
 use crate::authn::token_cache::TokenCache;
 use crate::authn::union::{Anonymous, RequestAuthenticator, TokenUnion};
 use crate::authn::x509::X509Authenticator;
-use crate::authn::{InProcessUser, TokenAuthenticator, system_clock};
+use crate::authn::{Clock, InProcessUser, TokenAuthenticator, system_clock};
 use crate::authz::Authorizer;
 use crate::authz::escalation::NoEscalation;
 use crate::authz::node::NodeAuthorizer;
@@ -112,7 +112,7 @@ pub enum AssemblyError {
 impl ApiServer {
     /// Reads the store, starts following it, and returns a server that answers. It is ready when bootstrap is done.
     pub async fn start(
-        config: Config,
+        mut config: Config,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Result<Self, AssemblyError> {
@@ -131,49 +131,14 @@ impl ApiServer {
             config.shared_store,
         ));
         let objects: Arc<dyn Objects> = Arc::clone(&registry) as _;
-        let tokens = Arc::new(config.tokens);
-        let mut methods: Vec<Arc<dyn TokenAuthenticator>> = Vec::new();
-        methods.extend(config.static_tokens.map(|own| Arc::new(own) as Arc<dyn TokenAuthenticator>));
-        methods.push(Arc::new(ServiceAccountTokens::new(
-            Arc::clone(&tokens),
-            Arc::clone(&objects),
-            Arc::clone(&clock),
-        )));
-        methods.push(Arc::new(BootstrapTokens::new(Arc::clone(&objects), Arc::clone(&clock))));
-        let token_authenticator: Arc<dyn TokenAuthenticator> =
-            Arc::new(TokenCache::new(Arc::new(TokenUnion(methods)), Arc::clone(&clock)));
-        let request_header = match &config.request_header {
-            Some((bundle, options)) => {
-                let authority = X509Authenticator::new(bundle.as_bytes())?;
-                Some(RequestHeaderAuthenticator::new(authority, options.clone()))
-            }
-            None => None,
-        };
-        let x509 = match &config.client_ca {
-            Some(bundle) => Some(Arc::new(X509Authenticator::new(bundle.as_bytes())?)),
-            None => None,
-        };
-        let authenticator = RequestAuthenticator {
-            request_header,
-            x509,
-            tokens: Some(Arc::clone(&token_authenticator)),
-            anonymous: config.anonymous,
-            clock,
-        };
+        let tokens = Arc::new(config.tokens.clone());
+        let static_tokens = config.static_tokens.take();
+        let token_authenticator = token_authenticator(static_tokens, &tokens, &objects, &clock);
+        let authenticator = request_authenticator(&config, &token_authenticator, clock)?;
         let rbac = Arc::new(Rbac::new(Arc::clone(&objects)));
         let authorizer = authorizer(&config.authorization_modes, &objects, &rbac)?;
-        let handle = Arc::new(Handle::new(&registry));
-        let context = Context {
-            objects: Arc::clone(&handle) as _,
-            writer: handle,
-            authorizer: Arc::clone(&authorizer),
-            clock: Arc::clone(&authenticator.clock),
-            configuration: config.admission.configuration.clone(),
-        };
-        let AdmissionOptions { enabled, disabled, brought, .. } = &config.admission;
-        let mut chain = Chain::new(&context, enabled, disabled, brought)?;
-        chain.push(Arc::new(NoEscalation { rbac, authorizer: Arc::clone(&authorizer) }));
-        registry.set_admission(chain);
+        let clock = Arc::clone(&authenticator.clock);
+        registry.set_admission(admission_chain(&config.admission, &registry, rbac, &authorizer, clock)?);
         let ready = CancellationToken::new();
         let server = Arc::new(Server {
             registry,
@@ -237,6 +202,70 @@ impl ApiServer {
             async move { Ok(server.handle(request).await) }
         })
     }
+}
+
+/// Who bearer tokens stand for: static ones, service accounts', bootstrap tokens.
+fn token_authenticator(
+    static_tokens: Option<StaticTokens>,
+    tokens: &Arc<TokenConfig>,
+    objects: &Arc<dyn Objects>,
+    clock: &Clock,
+) -> Arc<dyn TokenAuthenticator> {
+    let mut methods: Vec<Arc<dyn TokenAuthenticator>> = Vec::new();
+    methods.extend(static_tokens.map(|own| Arc::new(own) as Arc<dyn TokenAuthenticator>));
+    methods.push(Arc::new(ServiceAccountTokens::new(
+        Arc::clone(tokens),
+        Arc::clone(objects),
+        Arc::clone(clock),
+    )));
+    methods.push(Arc::new(BootstrapTokens::new(Arc::clone(objects), Arc::clone(clock))));
+    Arc::new(TokenCache::new(Arc::new(TokenUnion(methods)), Arc::clone(clock)))
+}
+
+fn request_authenticator(
+    config: &Config,
+    tokens: &Arc<dyn TokenAuthenticator>,
+    clock: Clock,
+) -> Result<RequestAuthenticator, AssemblyError> {
+    let request_header = match &config.request_header {
+        Some((bundle, options)) => {
+            let authority = X509Authenticator::new(bundle.as_bytes())?;
+            Some(RequestHeaderAuthenticator::new(authority, options.clone()))
+        }
+        None => None,
+    };
+    let x509 = match &config.client_ca {
+        Some(bundle) => Some(Arc::new(X509Authenticator::new(bundle.as_bytes())?)),
+        None => None,
+    };
+    Ok(RequestAuthenticator {
+        request_header,
+        x509,
+        tokens: Some(Arc::clone(tokens)),
+        anonymous: config.anonymous.clone(),
+        clock,
+    })
+}
+
+/// The admission plugins, and the check that nobody grants what they do not hold.
+fn admission_chain(
+    options: &AdmissionOptions,
+    registry: &Arc<Registry>,
+    rbac: Arc<Rbac>,
+    authorizer: &Arc<dyn Authorizer>,
+    clock: Clock,
+) -> Result<Chain, AssemblyError> {
+    let handle = Arc::new(Handle::new(registry));
+    let context = Context {
+        objects: Arc::clone(&handle) as _,
+        writer: handle,
+        authorizer: Arc::clone(authorizer),
+        clock,
+        configuration: options.configuration.clone(),
+    };
+    let mut chain = Chain::new(&context, &options.enabled, &options.disabled, &options.brought)?;
+    chain.push(Arc::new(NoEscalation { rbac, authorizer: Arc::clone(authorizer) }));
+    Ok(chain)
 }
 
 async fn bring_up(

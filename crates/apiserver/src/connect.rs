@@ -278,7 +278,7 @@ impl Connector {
             ApiError::service_unavailable(format!("error dialing backend: dial tcp {address}: {error}"))
         };
         let mut parts = call.parts;
-        let client_side = hyper::upgrade::on(&mut Request::from_parts(parts.clone(), ()));
+        let client_side = hyper::upgrade::on(Request::from_parts(parts.clone(), ()));
         let upgrading = parts.headers.contains_key(UPGRADE);
         strip_hop_headers(&mut parts.headers, upgrading);
         parts.headers.remove(http::header::AUTHORIZATION);

@@ -14,6 +14,7 @@ tear_down() {
   [[ -z $cluster ]] || wait "$cluster" 2>/dev/null || true
   if ((result != 0)) && [[ -e $work/log ]]; then tail -n 40 "$work/log"; fi
   "$coracle" reset --yes --data-dir "$work/data" || true
+  find /sys/fs/cgroup -depth -type d -path "*/cot-$$*" -exec rmdir {} + 2>/dev/null || true
   rm -rf --one-file-system "$work"
   exit "$result"
 }

@@ -124,7 +124,8 @@ impl Stored {
         self.kv.value.split_at(self.version_at as usize)
     }
 
-    pub fn len(&self) -> usize {
+    /// Bytes of the stored value.
+    pub fn size(&self) -> usize {
         self.kv.value.len()
     }
 
@@ -133,7 +134,7 @@ impl Stored {
     pub fn write_json(&self, skip: usize, out: &mut Vec<u8>) {
         let (before, after) = self.parts();
         let mut digits = itoa::Buffer::new();
-        out.reserve(self.len() + 48);
+        out.reserve(self.size() + 48);
         out.extend_from_slice(&before[skip.min(before.len())..]);
         out.extend_from_slice(b",\"resourceVersion\":\"");
         out.extend_from_slice(digits.format(self.revision).as_bytes());

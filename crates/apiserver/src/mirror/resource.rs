@@ -116,7 +116,8 @@ impl ResourceMirror {
         state.objects.get(format!("{namespace}/{name}").as_bytes()).cloned()
     }
 
-    pub fn len(&self) -> usize {
+    /// How many objects there are.
+    pub fn count(&self) -> usize {
         self.state().objects.len()
     }
 
@@ -250,7 +251,7 @@ impl ResourceMirror {
             protobuf: OnceLock::new(),
         });
         state.revision = change.revision;
-        state.history_bytes += change.object.len() + CHANGE_OVERHEAD;
+        state.history_bytes += change.object.size() + CHANGE_OVERHEAD;
         state.notify(&change);
         state.history.push_back(change);
         state.trim(now);
@@ -328,7 +329,7 @@ impl State {
                 return;
             }
             self.complete_after = oldest.revision;
-            self.history_bytes -= oldest.object.len() + CHANGE_OVERHEAD;
+            self.history_bytes -= oldest.object.size() + CHANGE_OVERHEAD;
             self.history.pop_front();
             self.first += 1;
         }
