@@ -41,8 +41,9 @@ expect 'conflict' k_fails apply --server-side -f "$work/web.yaml"
 # Without nodes no pod becomes ready: the new replica set surges by one and the old one stays.
 eventually "4" k -n a get deployment web -o 'jsonpath={.status.replicas}'
 expect "service/web exposed" k -n a expose deployment web --port=80
-expect "10.96." k -n a get service web -o 'jsonpath={.spec.clusterIP}'
+expect "10." k -n a get service web -o 'jsonpath={.spec.clusterIP}'
 expect "Required value" k_fails -n a create -f - <<<'{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"containers":[]}}'
+expect "custom resources are not supported" k_fails create -f - <<<'{"apiVersion":"apiextensions.k8s.io/v1","kind":"CustomResourceDefinition","metadata":{"name":"as.b.c"},"spec":{"group":"b.c","names":{"kind":"A","plural":"as"},"scope":"Namespaced","versions":[{"name":"v1","served":true,"storage":true,"schema":{"openAPIV3Schema":{"type":"object"}}}]}}'
 expect "FIELD: image <string>" k explain pod.spec.containers.image
 expect "deployments" k api-resources --api-group=apps
 expect "eyJ" k -n a create token default

@@ -160,8 +160,7 @@ impl Server {
         if crate::connect::is_connect(&target, &path.subresource) {
             return crate::connect::connect(self, &target, call, body).await;
         }
-        let forms = matches!(path.verb.as_str(), "get" | "list" | "watch");
-        let accepted = Accepted::of(&call.parts.headers, forms)?;
+        let accepted = Accepted::of(&call.parts.headers, true)?;
         let exchange = Exchange { server: self, call: &call, target, accepted };
         exchange.check_verb()?;
         match path.verb.as_str() {

@@ -5,6 +5,7 @@ pub mod pod;
 pub mod pod_template;
 pub mod rbac;
 pub mod service;
+mod unserved;
 pub mod workloads;
 
 use std::sync::Arc;
@@ -14,15 +15,8 @@ use serde_json::{Map, Value, json};
 use super::strategy::{Generation, Plain, Strategy};
 
 /// Kinds whose only behaviour is that they count generations.
-const COUNTED: [(&str, &str); 19] = [
+const COUNTED: [(&str, &str); 12] = [
     ("", "podtemplates"),
-    ("admissionregistration.k8s.io", "mutatingadmissionpolicies"),
-    ("admissionregistration.k8s.io", "mutatingadmissionpolicybindings"),
-    ("admissionregistration.k8s.io", "mutatingwebhookconfigurations"),
-    ("admissionregistration.k8s.io", "validatingadmissionpolicies"),
-    ("admissionregistration.k8s.io", "validatingadmissionpolicybindings"),
-    ("admissionregistration.k8s.io", "validatingwebhookconfigurations"),
-    ("apiextensions.k8s.io", "customresourcedefinitions"),
     ("discovery.k8s.io", "endpointslices"),
     ("flowcontrol.apiserver.k8s.io", "flowschemas"),
     ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations"),
@@ -70,6 +64,13 @@ pub fn strategy_of(group: &str, resource: &str, options: &KindOptions) -> Arc<dy
         ("rbac.authorization.k8s.io", "clusterrolebindings" | "rolebindings") => {
             Arc::new(rbac::BindingStrategy)
         }
+        ("apiextensions.k8s.io", "customresourcedefinitions") => {
+            Arc::new(unserved::UnservedStrategy("custom resources"))
+        }
+        ("admissionregistration.k8s.io", resource) if resource.contains("webhook") => {
+            Arc::new(unserved::UnservedStrategy("admission webhooks"))
+        }
+        ("admissionregistration.k8s.io", _) => Arc::new(unserved::UnservedStrategy("admission policies")),
         key if COUNTED.contains(&key) => Arc::new(Counted),
         _ => Arc::new(Plain),
     }
